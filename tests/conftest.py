@@ -1,0 +1,35 @@
+"""Fixtures for all tests: the random state restored, and the folder of shared reference data."""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _restored_random_state() -> Iterator[None]:
+    """Give every test the same random state, and leave none behind."""
+    state, numpy_state, torch_state = (
+        random.getstate(),
+        np.random.get_state(),
+        torch.get_rng_state(),
+    )  # noqa: NPY002
+    torch.manual_seed(0)
+    yield
+    random.setstate(state)
+    np.random.set_state(numpy_state)  # noqa: NPY002
+    torch.set_rng_state(torch_state)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder with `data/` (real clips) and `golden/` (reference outputs), or skip."""
+    beside = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("VMP_SHARED", beside))
+    if not (folder / "golden").is_dir():
+        pytest.skip(f"no reference data in {folder}; set VMP_SHARED to the folder that has it")
+    return folder

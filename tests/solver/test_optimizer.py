@@ -1,0 +1,145 @@
+import pytest
+import torch
+from torch import nn
+
+from vmp.config.defaults import get_cfg
+from vmp.prompts import MotionPrompt
+from vmp.solver import build_optimizer, set_learning_rate
+from vmp.solver.optimizer import param_groups
+
+
+class Net(nn.Module):
+    """Norms of several types under names that do not say so, a bare embedding, a prompt."""
+
+    def __init__(self):
+        super().__init__()
+        self.prompts = nn.ModuleDict({"0": MotionPrompt()})
+        self.stem = nn.Conv3d(3, 4, 1)
+        self.first = nn.BatchNorm3d(4)
+        self.second = nn.SyncBatchNorm(4)
+        self.third = nn.LayerNorm(4)
+        self.fourth = nn.GroupNorm(2, 4)
+        self.batchnorm_by_name = nn.Linear(4, 4, bias=False)
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.time_embed = nn.Parameter(torch.zeros(1, 8, 4))
+
+    def names(self, group):
+        members = {id(parameter) for parameter in group["params"]}
+        return {name for name, value in self.named_parameters() if id(value) in members}
+
+
+def groups_of(model, **changes):
+    decays = {"weight_decay": 1e-4, "norm_weight_decay": 1e-5, "prompt_weight_decay": 1e-6}
+    found = param_groups(model, **({"lr": 0.1} | decays | changes))
+    return {group["name"]: group for group in found}
+
+
+def cfg_with(**keys):
+    cfg = get_cfg()
+    cfg.merge_from_list([part for key, value in keys.items() for part in (key, value)])
+    return cfg
+
+
+def test_groups_go_by_the_type_of_the_layer():
+    net = Net()
+    groups = groups_of(net)
+    embedding_and_matrices = {"time_embed", "stem.weight", "batchnorm_by_name.weight"}
+    attention = {"attention.in_proj_weight", "attention.out_proj.weight"}
+    assert net.names(groups["weights"]) == embedding_and_matrices | attention
+    prompt = {"prompts.0.power_norm.m", "prompts.0.power_norm.n"}
+    assert net.names(groups["prompts"]) == prompt
+    norms = {f"{name}.weight" for name in ("first", "second", "third", "fourth")}
+    biases = {name for name, _ in net.named_parameters() if name.endswith("bias")}
+    assert net.names(groups["norms and biases"]) == norms | biases
+    decays = [group["weight_decay"] for group in groups.values()]
+    assert decays == [1e-4, 1e-5, 1e-6]
+
+
+def test_each_trainable_parameter_is_in_exactly_one_group():
+    net = Net()
+    net.tied = net.stem
+    net.stem.weight.requires_grad_(False)
+    grouped = [id(value) for group in groups_of(net).values() for value in group["params"]]
+    trainable = {id(value) for value in net.parameters() if value.requires_grad}
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == trainable
+
+
+def test_a_wrapper_does_not_hide_the_prompts():
+    wrapper = nn.Module()
+    wrapper.module = Net()
+    assert len(groups_of(wrapper)["prompts"]["params"]) == 2
+
+
+def test_a_model_without_prompts_has_no_group_for_them():
+    assert list(groups_of(nn.Linear(2, 2))) == ["weights", "norms and biases"]
+
+
+def test_the_multiplier_of_a_group_survives_every_change_of_the_rate():
+    net = Net()
+    cfg = cfg_with(**{"PROMPT.LR_MULT": 10.0, "SOLVER.BASE_LR": 0.2})
+    optimizer = build_optimizer(cfg, net)
+    assert {group["name"]: group["lr"] for group in optimizer.param_groups} == {
+        "weights": 0.2,
+        "norms and biases": 0.2,
+        "prompts": 2.0,
+    }
+    for rate in (0.1, 0.05):
+        set_learning_rate(optimizer, rate)
+        assert [group["lr"] for group in optimizer.param_groups] == [rate, rate, 10 * rate]
+
+
+def test_a_multiplier_of_zero_freezes_the_prompt_and_nothing_else():
+    net = Net()
+    optimizer = build_optimizer(cfg_with(**{"PROMPT.LR_MULT": 0.0}), net)
+    assert "prompts" not in {group["name"] for group in optimizer.param_groups}
+    frozen = {name for name, value in net.named_parameters() if not value.requires_grad}
+    assert frozen == {"prompts.0.power_norm.m", "prompts.0.power_norm.n"}
+
+
+def test_by_default_weights_decay_and_norms_biases_and_prompts_do_not():
+    net = Net()
+    optimizer = build_optimizer(get_cfg(), net)
+    decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
+    assert decays == {"weights": 1e-4, "norms and biases": 0.0, "prompts": 0.0}
+
+
+def test_the_settings_of_sgd_and_adamw_come_from_the_config():
+    keys = {"SOLVER.MOMENTUM": 0.8, "SOLVER.NESTEROV": True, "SOLVER.BETAS": [0.8, 0.95]}
+    sgd = build_optimizer(cfg_with(**keys), Net())
+    assert isinstance(sgd, torch.optim.SGD)
+    assert [(group["momentum"], group["nesterov"]) for group in sgd.param_groups] == [
+        (0.8, True)
+    ] * 3
+    adamw = build_optimizer(cfg_with(**keys, **{"SOLVER.OPTIMIZING_METHOD": "adamw"}), Net())
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert [group["betas"] for group in adamw.param_groups] == [(0.8, 0.95)] * 3
+
+
+def test_an_update_of_sgd_is_nesterovs():
+    net = nn.Linear(1, 1, bias=False)
+    net.weight.data.fill_(1.0)
+    cfg = cfg_with(**{"SOLVER.BASE_LR": 0.1, "SOLVER.WEIGHT_DECAY": 0.5})
+    optimizer = build_optimizer(cfg, net)
+    net.weight.grad = torch.tensor([[2.0]])
+    optimizer.step()
+    gradient = 2.0 + 0.5 * 1.0
+    assert net.weight.item() == pytest.approx(1.0 - 0.1 * (gradient + 0.9 * gradient))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"SOLVER.OPTIMIZING_METHOD": "lamb"}, "lamb'; there are: sgd, adamw"),
+        ({"PROMPT.LR_MULT": -1.0}, "LR_MULT is -1"),
+        ({"SOLVER.MOMENTUM": 0.0}, "NESTEROV False"),
+    ],
+)
+def test_what_makes_no_optimizer_is_refused(keys, message):
+    with pytest.raises(ValueError, match=message):
+        build_optimizer(cfg_with(**keys), Net())
+
+
+def test_a_frozen_model_is_refused():
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        build_optimizer(get_cfg(), nn.Linear(2, 2).requires_grad_(False))

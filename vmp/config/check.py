@@ -1,0 +1,209 @@
+"""Rules between the keys of a configuration. Each failure says the value, the rule, the way out."""
+
+import math
+import os
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from vmp.utils.distributed import find_placement
+
+# Facts of the registries that the rules need; contract tests compare them with the registries.
+NUM_PATHWAYS = {"slowfast": 2, "c2d": 1, "i3d": 1, "x3d": 1, "timesformer": 1}
+# None: the data set's own files tell.
+NUM_CLASSES = {"utinteraction": 6, "motionshapes": 8, "csv": None}
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "MODEL.NAME": tuple(NUM_PATHWAYS),
+    "TRAIN.DATASET": tuple(NUM_CLASSES),
+    "TRAIN.PRECISION": ("float32", "bfloat16", "float16"),
+    "TEST.ENSEMBLE": ("softmax", "logits"),
+    "TEST.NUM_SPATIAL_CROPS": (1, 3),
+    "DATA.SHORT_CLIP": ("hold", "loop", "error"),
+    "DATA.DECODING_BACKEND": ("pyav",),
+    "PROMPT.REDUCTION": ("mean", "frobenius"),
+    "PROMPT.LUMA": ("rgb", "bgr"),
+    "PROMPT.POWER_NORM": ("sigmoid", "gamma", "maxexp", "sigme", "asinhe"),
+    "SOLVER.OPTIMIZING_METHOD": ("sgd", "adamw"),
+    "SOLVER.LR_POLICY": ("cosine", "steps_with_relative_lrs"),
+    "TIMESFORMER.ATTENTION_TYPE": ("divided_space_time", "space_only", "joint_space_time"),
+}
+# key: (lowest, highest) allowed, both included
+RANGES: dict[str, tuple[float, float]] = {
+    "NUM_GPUS": (0, math.inf),
+    "NUM_PROCESSES": (1, math.inf),
+    "LOG_PERIOD": (1, math.inf),
+    "DIST_TIMEOUT": (1, math.inf),
+    "DATA.NUM_FRAMES": (1, math.inf),
+    "DATA.SAMPLING_RATE": (1, math.inf),
+    "DATA.TARGET_FPS": (0, math.inf),
+    "DATA.TRAIN_CROP_SIZE": (1, math.inf),
+    "DATA_LOADER.NUM_WORKERS": (0, math.inf),
+    "DATA_LOADER.PREFETCH_FACTOR": (1, math.inf),
+    "MODEL.NUM_CLASSES": (2, math.inf),
+    "MODEL.DROPOUT_RATE": (0, 1),
+    "PROMPT.PENALTY": (0, math.inf),
+    "PROMPT.LR_MULT": (0, math.inf),
+    "PROMPT.WEIGHT_DECAY": (0, math.inf),
+    "BN.NUM_BATCHES_PRECISE": (1, math.inf),
+    "TRAIN.BATCH_SIZE": (1, math.inf),
+    "TRAIN.EVAL_PERIOD": (0, math.inf),
+    "TRAIN.CHECKPOINT_PERIOD": (1, math.inf),
+    "TRAIN.CHECKPOINT_KEEP": (0, math.inf),
+    "TRAIN.MIXUP_ALPHA": (0, math.inf),
+    "TRAIN.CUTMIX_ALPHA": (0, math.inf),
+    "TEST.BATCH_SIZE": (1, math.inf),
+    "TEST.NUM_ENSEMBLE_VIEWS": (1, math.inf),
+    "SOLVER.BASE_LR": (0, math.inf),
+    "SOLVER.MAX_EPOCH": (1, math.inf),
+    "SOLVER.WARMUP_EPOCHS": (0, math.inf),
+    "SOLVER.CLIP_GRAD_L2NORM": (0, math.inf),
+    "SOLVER.LABEL_SMOOTHING": (0, 1),
+}
+
+
+def check_cfg(cfg: CfgNode) -> None:
+    """Raise ValueError where a value is out of its range or values do not go together."""
+    _check_choices_and_ranges(cfg)
+    _check_classes(cfg)
+    _check_batches(cfg)
+    _check_prompt(cfg)
+    _check_frames(cfg)
+    _check_crops(cfg)
+    _check_schedule(cfg)
+
+
+def _get(cfg: CfgNode, name: str) -> Any:
+    value = cfg
+    for key in name.split("."):
+        value = value[key]
+    return value
+
+
+def _check_choices_and_ranges(cfg: CfgNode) -> None:
+    for name, choices in CHOICES.items():
+        value = _get(cfg, name)
+        if value not in choices:
+            raise ValueError(f"{name} is {value!r}; it must be one of {_listed(choices)}")
+    for name, (low, high) in RANGES.items():
+        value = _get(cfg, name)
+        if not low <= value <= high:
+            rule = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise ValueError(f"{name} is {value}; it must be {rule}")
+    for name in ("DATA.MEAN", "DATA.STD"):
+        if len(_get(cfg, name)) != 3:
+            raise ValueError(f"{name} is {_get(cfg, name)}; it must have three values: R, G, B")
+    if min(cfg.DATA.STD) <= 0:
+        raise ValueError(f"DATA.STD is {cfg.DATA.STD}; each value must be above 0")
+
+
+def _listed(values: tuple[Any, ...]) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def _check_classes(cfg: CfgNode) -> None:
+    wanted = NUM_CLASSES[cfg.TRAIN.DATASET]
+    if wanted is not None and wanted != cfg.MODEL.NUM_CLASSES:
+        raise ValueError(
+            f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}, but {cfg.TRAIN.DATASET} has {wanted} "
+            f"classes; set MODEL.NUM_CLASSES {wanted}"
+        )
+
+
+def count_processes(cfg: CfgNode) -> int:
+    """Return the number of processes of the run: the launcher's, or those that we start."""
+    placement = find_placement(os.environ)
+    if placement is not None:
+        return placement.world_size
+    return int(cfg.NUM_GPUS or cfg.NUM_PROCESSES)
+
+
+def _check_batches(cfg: CfgNode) -> None:
+    ranks = count_processes(cfg)
+    for name in ("TRAIN.BATCH_SIZE", "TEST.BATCH_SIZE"):
+        value = _get(cfg, name)
+        if value % ranks:
+            near = max(ranks, value // ranks * ranks)
+            raise ValueError(
+                f"{name} is {value}, which does not divide among {ranks} processes; it counts the "
+                f"clips of all of them: set a multiple of {ranks}, e.g. {near}"
+            )
+    batch, effective = cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.GLOBAL_BATCH_SIZE
+    if effective and (effective < batch or effective % batch):
+        raise ValueError(
+            f"TRAIN.GLOBAL_BATCH_SIZE is {effective}; it must be 0 or a multiple of "
+            f"TRAIN.BATCH_SIZE {batch}, e.g. {max(1, effective // batch) * batch}"
+        )
+
+
+def _check_prompt(cfg: CfgNode) -> None:
+    if not cfg.PROMPT.ENABLE:
+        return
+    pathways, count = list(cfg.PROMPT.PATHWAYS), NUM_PATHWAYS[cfg.MODEL.NAME]
+    fits = pathways and len(set(pathways)) == len(pathways)
+    if not fits or not all(0 <= pathway < count for pathway in pathways):
+        raise ValueError(
+            f"PROMPT.PATHWAYS is {pathways}; {cfg.MODEL.NAME} has {count} pathway(s), numbered "
+            f"from 0, slowest first: name each at most once, and at least one"
+        )
+    slowest = cfg.SLOWFAST.ALPHA if cfg.MODEL.NAME == "slowfast" and 0 in pathways else 1
+    if cfg.DATA.NUM_FRAMES // slowest < 2:
+        raise ValueError(
+            f"DATA.NUM_FRAMES is {cfg.DATA.NUM_FRAMES}; a motion prompt needs at least two "
+            f"differences, so at least {2 * slowest} frames here"
+        )
+
+
+def _check_frames(cfg: CfgNode) -> None:
+    frames = cfg.DATA.NUM_FRAMES
+    if cfg.MODEL.NAME == "slowfast" and frames % cfg.SLOWFAST.ALPHA:
+        alpha = cfg.SLOWFAST.ALPHA
+        raise ValueError(
+            f"DATA.NUM_FRAMES is {frames}, which SLOWFAST.ALPHA {alpha} does not divide; "
+            f"set NUM_FRAMES to a multiple, e.g. {max(1, frames // alpha) * alpha}"
+        )
+
+
+def _check_crops(cfg: CfgNode) -> None:
+    train, test = cfg.DATA.TRAIN_CROP_SIZE, cfg.DATA.TEST_CROP_SIZE
+    low, high = cfg.DATA.TRAIN_JITTER_SCALES[0], cfg.DATA.TRAIN_JITTER_SCALES[-1]
+    if len(cfg.DATA.TRAIN_JITTER_SCALES) != 2 or not train <= low <= high:
+        raise ValueError(
+            f"DATA.TRAIN_JITTER_SCALES is {cfg.DATA.TRAIN_JITTER_SCALES}; it must be [low, high] "
+            f"with DATA.TRAIN_CROP_SIZE {train} <= low <= high"
+        )
+    if cfg.MODEL.NAME == "timesformer":
+        patch = cfg.TIMESFORMER.PATCH_SIZE
+        for name, value in (("TRAIN_CROP_SIZE", train), ("TEST_CROP_SIZE", test)):
+            if value % patch:
+                raise ValueError(
+                    f"DATA.{name} is {value}; TIMESFORMER.PATCH_SIZE {patch} must divide it, "
+                    f"e.g. {max(1, value // patch) * patch}"
+                )
+        return
+    if test < train:
+        raise ValueError(
+            f"DATA.TEST_CROP_SIZE is {test}; the head of {cfg.MODEL.NAME} pools over what "
+            f"DATA.TRAIN_CROP_SIZE {train} leaves, so it must be at least {train}"
+        )
+    if train < 32:
+        raise ValueError(
+            f"DATA.TRAIN_CROP_SIZE is {train}; {cfg.MODEL.NAME} halves it five times, so it must "
+            "be at least 32"
+        )
+
+
+def _check_schedule(cfg: CfgNode) -> None:
+    solver = cfg.SOLVER
+    if solver.WARMUP_EPOCHS >= solver.MAX_EPOCH:
+        raise ValueError(
+            f"SOLVER.WARMUP_EPOCHS is {solver.WARMUP_EPOCHS:g}; it must be below SOLVER.MAX_EPOCH "
+            f"{solver.MAX_EPOCH}"
+        )
+    if solver.LR_POLICY == "steps_with_relative_lrs":
+        steps, lrs = list(solver.STEPS), list(solver.LRS)
+        if not steps or steps[0] != 0 or sorted(set(steps)) != steps or len(steps) != len(lrs):
+            raise ValueError(
+                f"SOLVER.STEPS is {steps} and SOLVER.LRS {lrs}; STEPS must start at 0 and grow, "
+                "with one of LRS for each"
+            )

@@ -1,0 +1,275 @@
+"""Every key of the configuration with its default: meaning, unit or range, and source.
+
+Names are PySlowFast's where PySlowFast has the key. Comments are the reference documentation.
+"[P]" marks what the paper states, "[C]" what the authors' released code does, "[Z]" what
+PySlowFast's or TimeSformer's model zoo uses; everything without a mark is our choice.
+"""
+
+from fvcore.common.config import CfgNode
+
+_C = CfgNode()
+
+# ---------------------------------------------------------------- the run
+# Where a run writes: config.yaml, log.jsonl, checkpoints/, tensorboard/, predictions, results.
+_C.OUTPUT_DIR = "runs/default"
+# Seed of every random choice: initialisation, sample order, clips, augmentation, dropout.
+_C.RNG_SEED = 0
+# GPUs of this machine to use, one process each; 0 means the CPU. Started by torchrun or srun, the
+# number of processes comes from the launcher instead.
+_C.NUM_GPUS = 0
+# CPU processes to start (gloo) where NUM_GPUS is 0 and no launcher started us.
+_C.NUM_PROCESSES = 1
+# Seconds after which a collective that waits for another rank gives up.
+_C.DIST_TIMEOUT = 600
+# Updates between two log lines.
+_C.LOG_PERIOD = 10
+# Write TensorBoard scalars to OUTPUT_DIR/tensorboard.
+_C.TENSORBOARD = True
+
+# ---------------------------------------------------------------- data
+_C.DATA = CfgNode()
+# Root folder of the data set; what is expected in it is written in datasets/<name>/README.md.
+_C.DATA.PATH_TO_DATA_DIR = ""
+# Which of the official splits: UT-Interaction "crossset" or "seq". "" is the data set's own
+# default.
+_C.DATA.SPLIT = ""
+# Frames the *backbone* sees. With a prompt the loader samples one more; nobody counts by hand.
+_C.DATA.NUM_FRAMES = 8
+# Distance of two sampled frames in source frames at TARGET_FPS.
+_C.DATA.SAMPLING_RATE = 8
+# Frame rate (1/s) that SAMPLING_RATE refers to: a clip spans rate * frames / TARGET_FPS seconds
+# [Z]. 0: SAMPLING_RATE counts source frames, whatever the frame rate.
+_C.DATA.TARGET_FPS = 30.0
+# Side of the square training crop, pixels.
+_C.DATA.TRAIN_CROP_SIZE = 224
+# Side of the square test crop, pixels; at least TRAIN_CROP_SIZE. Larger: fully convolutional.
+_C.DATA.TEST_CROP_SIZE = 256
+# The short side is scaled to a length drawn from this range before cropping, pixels [Z].
+_C.DATA.TRAIN_JITTER_SCALES = [256, 320]
+# Flip half of the training clips left to right. Off where direction tells the class.
+_C.DATA.RANDOM_FLIP = True
+# Mean and standard deviation of the pixels in [0, 1], per channel R, G, B [Z].
+_C.DATA.MEAN = [0.45, 0.45, 0.45]
+_C.DATA.STD = [0.225, 0.225, 0.225]
+# What a clip that reaches past the end of its video does: "hold" repeats the last frame
+# (difference 0), "loop" starts again, as the release does [C], which makes a false motion,
+# "error" refuses.
+_C.DATA.SHORT_CLIP = "hold"
+# Decoder of VideoReader: "pyav".
+_C.DATA.DECODING_BACKEND = "pyav"
+
+_C.DATA_LOADER = CfgNode()
+# Worker processes per rank; 0 decodes in the training process. Does not change any number.
+_C.DATA_LOADER.NUM_WORKERS = 2
+# Pin the memory of a batch for the copy to a GPU.
+_C.DATA_LOADER.PIN_MEMORY = True
+# Batches each worker prepares ahead.
+_C.DATA_LOADER.PREFETCH_FACTOR = 2
+
+# ---------------------------------------------------------------- motion prompt
+_C.PROMPT = CfgNode()
+# Put a motion prompt before the backbone. The loader then samples one frame more than NUM_FRAMES.
+_C.PROMPT.ENABLE = False
+# Pathways that get one, slowest first: [0] slow-only, [1] fast-only, [0, 1] both (Table 1). Each
+# has its own m and n; their variations are summed.
+_C.PROMPT.PATHWAYS = [0]
+# Weight lambda of the variation V in the loss (Eq. 7): 0, or 1e-4 to 10 [P]; 2.5 is best on
+# FineGym [P]. This scale goes with REDUCTION "mean".
+_C.PROMPT.PENALTY = 0.0
+# V (Eq. 6): "mean" averages over pixels too, as the release does [C]; "frobenius" sums them, as
+# printed [P], which is H * W times larger.
+_C.PROMPT.REDUCTION = "mean"
+# Grey weights: "rgb" is 0.299 R + 0.587 G + 0.114 B; "bgr" swaps red and blue, as the release
+# does on RGB frames [C], for its checkpoints.
+_C.PROMPT.LUMA = "rgb"
+# Learning rate of the prompt's parameters relative to BASE_LR; 0 freezes them.
+_C.PROMPT.LR_MULT = 1.0
+# Weight decay of the prompt's parameters. The release decays them by 1e-4 [C], which pulls a
+# towards 50 and b towards 0.
+_C.PROMPT.WEIGHT_DECAY = 0.0
+# Power normalisation: "sigmoid" (Eq. 3), "gamma", "maxexp", "sigme" or "asinhe"; its section
+# below holds its arguments.
+_C.PROMPT.POWER_NORM = "sigmoid"
+
+_C.PROMPT.SIGMOID = CfgNode()
+# Constants of Eq. 2 [P]: slope a(m) = alpha / (beta |tanh m| + eps), shift b(n) = gamma tanh n.
+_C.PROMPT.SIGMOID.ALPHA = 5.0
+_C.PROMPT.SIGMOID.BETA = 0.45
+_C.PROMPT.SIGMOID.GAMMA = 0.6
+_C.PROMPT.SIGMOID.EPS = 0.1
+# Start of m and n. None: drawn from a normal distribution, mean 1e-5, deviation 1 [P]. m = 0 is
+# refused: its gradient is 0 there.
+_C.PROMPT.SIGMOID.M = None
+_C.PROMPT.SIGMOID.N = None
+# Learn m and n; off keeps the start.
+_C.PROMPT.SIGMOID.LEARNABLE = True
+
+# The parameters are those of the authors' figures (recovered by fitting), p = max(D, 0).
+_C.PROMPT.GAMMA = CfgNode()
+# p ** exponent, 0 < exponent < 1.
+_C.PROMPT.GAMMA.EXPONENT = 0.30
+_C.PROMPT.GAMMA.LEARNABLE = False
+
+_C.PROMPT.MAXEXP = CfgNode()
+# 1 - (1 - p) ** eta, eta > 1.
+_C.PROMPT.MAXEXP.ETA = 3.35
+_C.PROMPT.MAXEXP.LEARNABLE = False
+
+_C.PROMPT.SIGME = CfgNode()
+# 2 / (1 + exp(-eta p)) - 1, eta > 1.
+_C.PROMPT.SIGME.ETA = 7.95
+_C.PROMPT.SIGME.LEARNABLE = False
+
+_C.PROMPT.ASINHE = CfgNode()
+# asinh(gamma p) / asinh(gamma), gamma > 0.
+_C.PROMPT.ASINHE.GAMMA = 100.0
+_C.PROMPT.ASINHE.LEARNABLE = False
+
+# ---------------------------------------------------------------- models
+_C.MODEL = CfgNode()
+# Backbone: "slowfast", "c2d", "i3d", "x3d" or "timesformer"; the section of that name in capitals
+# holds its arguments.
+_C.MODEL.NAME = "x3d"
+# Classes of the head; must agree with TRAIN.DATASET where that fixes them.
+_C.MODEL.NUM_CLASSES = 400
+# Dropout before the last layer [Z].
+_C.MODEL.DROPOUT_RATE = 0.5
+# Memory layout channels_last_3d: faster on recent GPUs, and on CPUs for some models.
+_C.MODEL.CHANNELS_LAST = False
+# torch.compile the model.
+_C.MODEL.COMPILE = False
+
+_C.SLOWFAST = CfgNode()
+# Layers of the ResNet: 18, 50 or 101.
+_C.SLOWFAST.DEPTH = 50
+# Channels of the slow pathway's stem; those of the fast one are BETA_INV times fewer [Z].
+_C.SLOWFAST.WIDTH = 64
+_C.SLOWFAST.BETA_INV = 8
+# The slow pathway sees one frame in ALPHA; divides NUM_FRAMES. 4 for 8x8, 8 for 4x16 [Z].
+_C.SLOWFAST.ALPHA = 4
+# Temporal kernel of the fast-to-slow fusion: 7 for 8x8, 5 for 4x16 [Z].
+_C.SLOWFAST.FUSION_KERNEL_SZ = 7
+# Channels of that fusion's output over those of the fast pathway [Z].
+_C.SLOWFAST.FUSION_CONV_CHANNEL_RATIO = 2
+
+_C.C2D = CfgNode()
+_C.C2D.DEPTH = 50
+_C.C2D.WIDTH = 64
+# Temporal max pool after res2, as in PySlowFast's C2D_8x8_R50. Its zoo checkpoint (C2D_NOPOOL)
+# has none; weights fit both without complaint.
+_C.C2D.TEMPORAL_POOL = True
+
+_C.I3D = CfgNode()
+_C.I3D.DEPTH = 50
+_C.I3D.WIDTH = 64
+
+_C.X3D = CfgNode()
+# Expansion factors [Z]: XS, S, M have width 2.0, depth 2.2; L has depth 5.0.
+_C.X3D.WIDTH_FACTOR = 2.0
+_C.X3D.DEPTH_FACTOR = 2.2
+_C.X3D.BOTTLENECK_FACTOR = 2.25
+# Channels before the stem's expansion, and of the head's hidden layer [Z].
+_C.X3D.DIM_C1 = 12
+_C.X3D.DIM_C5 = 2048
+# Norm after the strided shortcut of the first block, as PySlowFast has it. pytorchvideo's own
+# checkpoints were trained without: set False to load those.
+_C.X3D.SHORTCUT_NORM = True
+
+_C.TIMESFORMER = CfgNode()
+# "divided_space_time", "space_only" or "joint_space_time".
+_C.TIMESFORMER.ATTENTION_TYPE = "divided_space_time"
+# Side of a patch, pixels; divides both crop sizes.
+_C.TIMESFORMER.PATCH_SIZE = 16
+# Width, blocks, heads, hidden-layer ratio: ViT-B [Z].
+_C.TIMESFORMER.EMBED_DIM = 768
+_C.TIMESFORMER.DEPTH = 12
+_C.TIMESFORMER.NUM_HEADS = 12
+_C.TIMESFORMER.MLP_RATIO = 4.0
+# Stochastic depth, from 0 at the first block to this at the last [Z].
+_C.TIMESFORMER.DROP_PATH_RATE = 0.1
+
+_C.BN = CfgNode()
+# Batch statistics over all ranks instead of each rank's own.
+_C.BN.SYNC = False
+# Before each evaluation, recompute the running statistics over NUM_BATCHES_PRECISE training
+# batches [Z].
+_C.BN.USE_PRECISE_STATS = False
+_C.BN.NUM_BATCHES_PRECISE = 200
+# Weight decay of normalisation layers' parameters and of biases [Z].
+_C.BN.WEIGHT_DECAY = 0.0
+
+# ---------------------------------------------------------------- training
+_C.TRAIN = CfgNode()
+_C.TRAIN.ENABLE = True
+# "utinteraction", "motionshapes" or "csv", a list of your own.
+_C.TRAIN.DATASET = "csv"
+# Clips of one forward pass, over all ranks; a multiple of the number of ranks.
+_C.TRAIN.BATCH_SIZE = 64
+# Clips of one update (effective batch), a multiple of BATCH_SIZE: gradients of
+# GLOBAL_BATCH_SIZE / BATCH_SIZE passes are averaged. 0: BATCH_SIZE.
+_C.TRAIN.GLOBAL_BATCH_SIZE = 0
+# Epochs between two evaluations on the test split; 0: never. The last epoch is always evaluated
+# if this is not 0.
+_C.TRAIN.EVAL_PERIOD = 10
+# Epochs between two checkpoints. The last epoch is always written.
+_C.TRAIN.CHECKPOINT_PERIOD = 1
+# Newest checkpoints that are kept; 0 keeps all.
+_C.TRAIN.CHECKPOINT_KEEP = 3
+# Go on from the newest checkpoint in OUTPUT_DIR, to the bit. Wins over INIT_FROM.
+_C.TRAIN.AUTO_RESUME = True
+# Weights to start from (weights only: no epoch, no optimizer). "" is from scratch.
+_C.TRAIN.INIT_FROM = ""
+# Raise if INIT_FROM lacks anything but the head and the prompt.
+_C.TRAIN.INIT_STRICT = True
+# "float32", "bfloat16" or "float16" (with loss scaling).
+_C.TRAIN.PRECISION = "float32"
+# Mix two samples of a batch: Beta parameter of mixup and of cutmix, 0 switches one off. Both on:
+# one of them is drawn per batch.
+_C.TRAIN.MIXUP_ALPHA = 0.0
+_C.TRAIN.CUTMIX_ALPHA = 0.0
+
+_C.TEST = CfgNode()
+_C.TEST.ENABLE = True
+# Clips of one forward pass, over all ranks.
+_C.TEST.BATCH_SIZE = 64
+# Clips per video, evenly spaced in time, and crops per clip: 1 (centre) or 3 (left, centre,
+# right, or top to bottom). 10 x 3 [Z], TimeSformer 1 x 3 [Z][C].
+_C.TEST.NUM_ENSEMBLE_VIEWS = 10
+_C.TEST.NUM_SPATIAL_CROPS = 3
+# What is averaged over the views: "softmax" [Z], or "logits", as TimeSformer does [Z].
+_C.TEST.ENSEMBLE = "softmax"
+# Checkpoint to test; "" is the newest in OUTPUT_DIR.
+_C.TEST.CHECKPOINT_FILE_PATH = ""
+
+# ---------------------------------------------------------------- optimisation
+_C.SOLVER = CfgNode()
+# "sgd" or "adamw".
+_C.SOLVER.OPTIMIZING_METHOD = "sgd"
+# Learning rate of an update of GLOBAL_BATCH_SIZE clips; nothing rescales it. [P]: "e.g. 0.005".
+_C.SOLVER.BASE_LR = 0.005
+# "cosine" or "steps_with_relative_lrs".
+_C.SOLVER.LR_POLICY = "cosine"
+# Learning rate at the end of the cosine.
+_C.SOLVER.COSINE_END_LR = 0.0
+# Epochs at which a step begins, the first 0, and what BASE_LR is multiplied with in each.
+_C.SOLVER.STEPS = [0, 11, 14]
+_C.SOLVER.LRS = [1.0, 0.1, 0.01]
+_C.SOLVER.MAX_EPOCH = 30
+# Epochs of linear warm-up from WARMUP_START_LR to the schedule.
+_C.SOLVER.WARMUP_EPOCHS = 0.0
+_C.SOLVER.WARMUP_START_LR = 0.0
+_C.SOLVER.MOMENTUM = 0.9
+_C.SOLVER.NESTEROV = True
+# Weight decay; norms and biases have BN.WEIGHT_DECAY, prompts PROMPT.WEIGHT_DECAY. [P]: 1e-4.
+_C.SOLVER.WEIGHT_DECAY = 1e-4
+# Betas of AdamW.
+_C.SOLVER.BETAS = [0.9, 0.999]
+# Largest L2 norm of the gradient; 0: no clipping.
+_C.SOLVER.CLIP_GRAD_L2NORM = 0.0
+# Share of the target spread over all classes.
+_C.SOLVER.LABEL_SMOOTHING = 0.0
+
+
+def get_cfg() -> CfgNode:
+    """Return a fresh, mutable copy of the defaults."""
+    return _C.clone()

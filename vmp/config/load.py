@@ -1,0 +1,127 @@
+"""From a YAML file and overrides to a checked, frozen configuration."""
+
+import ast
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fvcore.common.config import CfgNode
+
+from vmp.config.check import check_cfg
+from vmp.config.defaults import get_cfg
+
+
+def load_cfg(path: str | Path | None, opts: Sequence[str] = ()) -> CfgNode:
+    """Return the defaults, overwritten by the file at `path`, then by `opts`; checked and frozen.
+
+    Args:
+        path: a YAML file; its `_BASE_`, one name or a list relative to it, is read first. None
+            is the defaults alone.
+        opts: KEY VALUE KEY VALUE ..., keys with dots (`SOLVER.BASE_LR 0.01`).
+
+    Raises:
+        ValueError: not a YAML file, an unsafe tag, an unknown key (the nearest known one is
+            named), a value of a wrong type, or values that do not go together.
+    """
+    cfg = get_cfg()
+    if path is not None:
+        _merge(cfg, _read(Path(path)), where=str(path))
+    _merge(cfg, _parse(opts), where="the command line")
+    check_cfg(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"{path}: a config is a .yaml file; Python files are never executed")
+    try:
+        values = CfgNode.load_yaml_with_base(str(path), allow_unsafe=False)
+    except FileNotFoundError as error:
+        missing = error.filename or path
+        raise ValueError(f"{path}: there is no file {missing}; check --cfg and _BASE_") from error
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: not plain YAML ({reason})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a config is a mapping of keys to values, this is {values!r}")
+    return values
+
+
+def _parse(opts: Sequence[str]) -> dict[str, Any]:
+    if len(opts) % 2:
+        raise ValueError(f"overrides are KEY VALUE pairs; {opts[-1]!r} has no partner")
+    values: dict[str, Any] = {}
+    for key, text in zip(opts[::2], opts[1::2], strict=True):
+        *sections, leaf = key.split(".")
+        node = values
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"the command line: {key}: {section} was given a value before")
+        node[leaf] = text
+    return values
+
+
+def _merge(cfg: CfgNode, values: dict[str, Any], where: str, prefix: str = "") -> None:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in cfg:
+            raise ValueError(f"{where}: there is no key {name}{_nearest(name)}")
+        if isinstance(cfg[key], CfgNode):
+            if not isinstance(value, dict):
+                raise ValueError(f"{where}: {name} is a section of keys, {value!r} was given")
+            _merge(cfg[key], value, where, prefix=f"{name}.")
+        else:
+            cfg[key] = _coerce(value, cfg[key], f"{where}: {name}")
+
+
+def _nearest(name: str) -> str:
+    known = list(_names(get_cfg()))
+    leaf = name.rsplit(".", 1)[-1]
+    found = difflib.get_close_matches(name, known, n=1) or [
+        other for other in known if other.rsplit(".", 1)[-1] == leaf
+    ]
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _names(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, CfgNode):
+            yield from _names(value, prefix=f"{prefix}{key}.")
+
+
+def _coerce(value: Any, default: Any, name: str) -> Any:
+    """Return `value` as the type of `default`; text (of the command line) is parsed for it."""
+    if isinstance(default, str):
+        if not isinstance(value, str):
+            raise ValueError(f"{name} wants text, {value!r} was given; put it in quotes")
+        return value
+    if isinstance(value, str):
+        value = _literal(value)
+    if isinstance(default, list):
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{name} wants a list like {default}, {value!r} was given")
+        return [_coerce(item, default[0], name) for item in value]
+    if default is None and value is None:
+        return None
+    wanted = float if default is None else type(default)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not wanted:
+        kind = {bool: "True or False", int: "a whole number", float: "a number"}[wanted]
+        raise ValueError(f"{name} wants {kind}, {value!r} was given")
+    return value
+
+
+def _literal(text: str) -> Any:
+    """Return what `text` says: YAML's true and 1e-4, which its parsers leave as text, too."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -1,0 +1,190 @@
+"""Which clips make a batch, on which rank; and the worker processes that decode them."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from vmp.data.clips import Batch, ClipDataset, Key, Sample, collate
+from vmp.data.records import VideoRecord
+
+
+class Plan(Protocol):
+    """What is in the batches of one rank."""
+
+    def __len__(self) -> int:
+        """Return the number of batches per epoch."""
+
+    def batch(self, epoch: int, number: int) -> list[int]:
+        """Return the items of batch `number` of an epoch."""
+
+
+class TrainPlan:
+    """Batches for training: each epoch another order, the incomplete last batch dropped.
+
+    Global batch s is items s * B to (s + 1) * B of a permutation that depends on (seed, epoch)
+    only; rank r has its r-th part of them. So the global batches are the same on any number of
+    ranks.
+
+    Args:
+        num_items: items in all.
+        batch_size: B, over all ranks; a multiple of the number of ranks.
+        seed: of the permutations.
+        rank: from 0.
+        world_size: ranks.
+
+    Raises:
+        ValueError: B is not a multiple of the ranks, or there are fewer items than B.
+    """
+
+    def __init__(
+        self, num_items: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(
+                f"TRAIN.BATCH_SIZE {batch_size} must be a multiple of the {world_size} ranks"
+            )
+        if num_items < batch_size:
+            raise ValueError(
+                f"TRAIN.BATCH_SIZE {batch_size} is more than the {num_items} training videos, "
+                f"so an epoch has no batch; lower it"
+            )
+        self.num_items = num_items
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self._order = (-1, np.empty(0, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return self.num_items // self.batch_size
+
+    def batch(self, epoch: int, number: int) -> list[int]:
+        """Return this rank's items of global batch `number`."""
+        if self._order[0] != epoch:
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.num_items)
+            self._order = (epoch, order)
+        share = self.batch_size // self.world_size
+        first = number * self.batch_size + self.rank * share
+        return [int(item) for item in self._order[1][first : first + share]]
+
+
+class EvalPlan:
+    """Batches for evaluation: every item exactly once, nothing padded, nothing shuffled.
+
+    Rank r has items r, r + W, ... So ranks may differ by one item and one batch.
+
+    Args:
+        num_items: items in all.
+        batch_size: over all ranks; a rank's share of it is at least 1.
+        rank: from 0.
+        world_size: W.
+    """
+
+    def __init__(
+        self, num_items: int, batch_size: int, *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.items = range(rank, num_items, world_size)
+        self.share = max(batch_size // world_size, 1)
+
+    def __len__(self) -> int:
+        return -(-len(self.items) // self.share)
+
+    def batch(self, epoch: int, number: int) -> list[int]:
+        """Return this rank's items of its batch `number`; `epoch` does not matter."""
+        return list(self.items[number * self.share : (number + 1) * self.share])
+
+
+class _Keys(Sampler[list[Key]]):
+    """Hands the keys of an epoch's batches to the workers, from batch `start` on."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.epoch = 0
+        self.start = 0
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return self._batches(self.epoch, self.start)
+
+    def _batches(self, epoch: int, start: int) -> Iterator[list[Key]]:
+        for number in range(start, len(self.plan)):
+            yield [(epoch, item) for item in self.plan.batch(epoch, number)]
+
+
+class ClipLoader:
+    """Batches of clips, epoch by epoch, the same for any number of workers.
+
+    The workers stay alive between epochs. One epoch at a time: a new one ends the one before.
+
+    Args:
+        dataset: the clips.
+        plan: what is in the batches of this rank.
+        clip_shape: (3, T, H, W).
+        class_names: index = label.
+        num_workers: processes that decode; 0 decodes in this process.
+        pin_memory: batches in page-locked memory, for the copy to a GPU.
+        prefetch_factor: batches each worker prepares ahead.
+        start_method: "fork", "spawn" or "forkserver"; None is Python's own choice.
+
+    Attributes:
+        records: the videos.
+        class_names: index = label.
+        num_views: views of each video.
+    """
+
+    records: list[VideoRecord]
+    class_names: tuple[str, ...]
+    num_views: int
+
+    def __init__(
+        self,
+        dataset: ClipDataset,
+        plan: Plan,
+        *,
+        clip_shape: tuple[int, ...],
+        class_names: tuple[str, ...],
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        prefetch_factor: int = 2,
+        start_method: str | None = None,
+    ) -> None:
+        self.records = dataset.records
+        self.class_names = class_names
+        self.num_views = dataset.num_views
+        self._plan = plan
+        self._keys = _Keys(plan)
+        self._loader: DataLoader[Sample] = DataLoader(
+            dataset,
+            batch_sampler=self._keys,
+            collate_fn=partial(collate, clip_shape=clip_shape),
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            prefetch_factor=prefetch_factor if num_workers else None,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=_start_worker,
+            multiprocessing_context=start_method if num_workers else None,
+            # else DataLoader draws from the global generator, which dropout relies on
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Return the batches of an epoch, from batch `start` on.
+
+        Raises:
+            RuntimeError: a worker was killed, or too many clips in a row can't be decoded; what
+                a worker raises comes with its own message and trace.
+        """
+        self._keys.epoch = epoch
+        self._keys.start = start
+        return iter(self._loader)
+
+
+def _start_worker(worker: int) -> None:
+    """Keep a worker to one core."""
+    torch.set_num_threads(1)

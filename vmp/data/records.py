@@ -1,0 +1,61 @@
+"""What a data set is: a list of records, and the names of its classes."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from vmp.utils.registry import Registry
+
+# name(root: str, split: str, variant: str = "") -> list[VideoRecord]; split is "train" or "test",
+# variant is which of the official splits, "" for the data set's own default.
+DATASETS = Registry("data set")
+# Under the same names: name(root: str) -> tuple[str, ...], index = label; empty if unnamed.
+CLASS_NAMES = Registry("class names")
+
+SPLITS = ("train", "test")
+
+ClassNames = Callable[[str], tuple[str, ...]]
+
+
+class VideoRecord(NamedTuple):
+    """A stretch of a video and its class.
+
+    Attributes:
+        path: the video file.
+        label: class, 0 or more.
+        start: first frame, counted from 0.
+        stop: one past the last frame; None is the end of the video. Where fewer frames decode
+            than an annotation promises, the stretch ends with what decodes.
+    """
+
+    path: str
+    label: int
+    start: int = 0
+    stop: int | None = None
+
+
+def register_class_names(dataset: str) -> Callable[[ClassNames], ClassNames]:
+    """Register a function in CLASS_NAMES under the name of its data set.
+
+    A registry goes by `__name__`, and in the module the data set itself has that name.
+    """
+
+    def register(names: ClassNames) -> ClassNames:
+        names.__name__ = dataset
+        CLASS_NAMES.register(names)
+        return names
+
+    return register
+
+
+def check_request(dataset: str, root: str, split: str) -> None:
+    """Check the arguments every data set has.
+
+    Raises:
+        ValueError: no root, or a split that is not "train" or "test".
+    """
+    if not root:
+        raise ValueError(
+            f"no folder given for data set {dataset!r}; set DATA.PATH_TO_DATA_DIR to its root"
+        )
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is not known; there are: {', '.join(SPLITS)}")

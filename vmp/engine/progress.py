@@ -1,0 +1,110 @@
+"""What is told of a training while it goes on, and the watch for losses that are not finite."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from vmp.data.clips import Batch
+from vmp.data.records import VideoRecord
+from vmp.utils.distributed import average, gather_objects, get_world_size
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; raised on all ranks."""
+
+
+class Waiting(Iterator[list[Batch]]):
+    """Yield up to `size` batches at a time and keep the seconds spent waiting for them."""
+
+    def __init__(self, batches: Iterator[Batch], size: int) -> None:
+        self._batches, self._size = batches, size
+        self.seconds = 0.0
+
+    def __next__(self) -> list[Batch]:
+        start = time.perf_counter()
+        group = list(islice(self._batches, self._size))
+        self.seconds += time.perf_counter() - start
+        if not group:
+            raise StopIteration
+        return group
+
+    def take_seconds(self) -> float:
+        """Return the seconds waited since the last call."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+
+class Progress:
+    """Collects the scalars of updates, on their device, until a log line asks for their means.
+
+    Args:
+        records: of the training set, to name the videos of a bad batch.
+    """
+
+    def __init__(self, records: Sequence[VideoRecord]) -> None:
+        self._records = records
+        self._start_period()
+
+    def _start_period(self) -> None:
+        self._scalars: list[dict[str, Tensor]] = []
+        self._videos: list[list[int]] = []
+        self._replaced = 0
+        self._clips = 0
+        self._began = time.perf_counter()
+
+    def add(self, batches: Sequence[Batch], scalars: dict[str, Tensor]) -> None:
+        """Take what `train_step` returned for `batches`; waits for nothing."""
+        self._scalars.append(scalars)
+        self._videos.append([int(video) for batch in batches for video in batch.video])
+        self._clips += sum(len(batch.label) for batch in batches)
+        for failure in (failure for batch in batches for failure in batch.failures):
+            self._replaced += 1
+            logger.warning("replaced in training: %s: %s", failure.path, failure.reason)
+
+    def flush(self, step: int, waited: float) -> dict[str, float]:
+        """Return the means over all ranks since the last call; waits for the device.
+
+        Args:
+            step: updates done.
+            waited: seconds this rank waited for data.
+
+        Returns:
+            The scalars of `train_step`, clips_per_second (of all ranks), data_wait (share of the
+            time, 0 to 1), replaced (clips of all ranks that could not be decoded).
+
+        Raises:
+            NonFiniteLossError: the loss of an update was not finite, on any rank.
+        """
+        names = list(self._scalars[0])
+        table = torch.stack(
+            [torch.stack([scalars[name].float() for name in names]) for scalars in self._scalars]
+        )
+        losses = table[:, names.index("loss")].tolist()
+        first_step = step - len(losses)
+        elapsed = time.perf_counter() - self._began
+        counts = torch.tensor([self._clips / elapsed, waited / elapsed, float(self._replaced)])
+        means = average(torch.cat([table.mean(0), counts.to(table)])).tolist()
+        self._raise_if_not_finite(losses, first_step)
+        values = dict(zip(names, means, strict=False))
+        values["clips_per_second"] = means[-3] * get_world_size()
+        values["data_wait"] = means[-2]
+        values["replaced"] = round(means[-1] * get_world_size())
+        self._start_period()
+        return values
+
+    def _raise_if_not_finite(self, losses: list[float], first_step: int) -> None:
+        bad = [number for number, loss in enumerate(losses) if loss - loss != 0]
+        mine = (first_step + bad[0], self._videos[bad[0]]) if bad else None
+        found = [place for place in gather_objects(mine) if place is not None]
+        if not found:
+            return
+        step = min(place[0] for place in found)
+        videos = [video for place in found if place[0] == step for video in place[1]]
+        paths = ", ".join(self._records[video].path for video in videos)
+        raise NonFiniteLossError(f"the loss is not finite at step {step}; its clips: {paths}")

@@ -1,0 +1,106 @@
+"""One update of a model: forward and backward over micro-batches, clip, optimizer."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vmp.data.clips import Batch
+from vmp.models.video_model import VideoModel
+from vmp.prompts.functional import normalize
+from vmp.solver import ActionLoss, Mixing, set_learning_rate
+from vmp.utils.distributed import get_rank
+
+
+@dataclass
+class Learner:
+    """A model and all that an update of it needs."""
+
+    model: VideoModel
+    parallel: nn.Module  # `model` itself, or wrapped for several processes
+    loss: ActionLoss
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # switched off unless the precision is float16
+    schedule: Callable[[float], float]  # epoch -> learning rate
+    mixing: Mixing | None
+    device: torch.device
+    precision: torch.dtype
+    max_norm: float  # of the gradient; 0: not clipped
+    seed: int
+    epoch: int = 0  # epochs done
+    step: int = 0  # updates done
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Return the context in which a model runs in `precision`; float32 changes nothing."""
+    enabled = precision != torch.float32
+    return torch.autocast(device.type, precision if enabled else None, enabled=enabled)
+
+
+def train_step(learner: Learner, batches: Sequence[Batch], epoch: float) -> dict[str, Tensor]:
+    """Update the model once, by the mean gradient of `batches`.
+
+    Args:
+        learner: what is updated; its step is counted up.
+        batches: this rank's micro-batches, of equal size.
+        epoch: fractional epoch, which fixes the learning rate.
+
+    Returns:
+        Scalars that stay on the device, so that nothing waits for them: loss, task loss,
+        variation, gradient norm (before clipping), top1 in percent (of unmixed clips).
+    """
+    set_learning_rate(learner.optimizer, learner.schedule(epoch))
+    learner.optimizer.zero_grad(set_to_none=True)
+    parts = []
+    for number, batch in enumerate(batches):
+        last = number == len(batches) - 1
+        with contextlib.nullcontext() if last else _without_reduction(learner.parallel):
+            parts.append(_backward(learner, batch, number, share=1 / len(batches)))
+    learner.scaler.unscale_(learner.optimizer)
+    max_norm = learner.max_norm or float("inf")
+    norm = nn.utils.clip_grad_norm_(learner.model.parameters(), max_norm)
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    learner.step += 1
+    means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+    return means | {"grad_norm": norm.detach()}
+
+
+def _without_reduction(parallel: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Keep gradients on their rank for now, where there are several ranks."""
+    if isinstance(parallel, DistributedDataParallel):
+        return parallel.no_sync()
+    return contextlib.nullcontext()
+
+
+def _backward(learner: Learner, batch: Batch, number: int, share: float) -> dict[str, Tensor]:
+    model = learner.model
+    seed_step(learner.seed, learner.step, number, get_rank())
+    clip = batch.clip.to(learner.device, non_blocking=True)
+    label = target = batch.label.to(learner.device, non_blocking=True)
+    if learner.mixing is not None:
+        generator = torch.Generator().manual_seed(torch.initial_seed())
+        clip, target = learner.mixing(normalize(clip, model.mean, model.std), label, generator)
+    with autocast(learner.device, learner.precision):
+        output = learner.parallel(clip)
+        loss, task = learner.loss(output.logits, output.variation, target)
+    learner.scaler.scale(loss * share).backward()
+    top1 = (output.logits.detach().argmax(1) == label).float().mean() * 100
+    return {
+        "loss": loss.detach(),
+        "task_loss": task.detach(),
+        "variation": output.variation.detach(),
+        "top1": top1,
+    }
+
+
+def seed_step(*numbers: int) -> None:
+    """Make dropout, drop path and mixing a function of (seed, step, micro-batch, rank).
+
+    A resumed run then draws what the uninterrupted one would have, without any state in files.
+    """
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))

@@ -1,0 +1,94 @@
+"""The motion prompt layer: a plug-in with two parameters before any video backbone."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vmp.prompts import functional as F
+from vmp.prompts.power_norm import sigmoid
+
+
+class MotionPrompt(nn.Module):
+    """Turn a clip into motion prompts (Chen et al. 2024, Fig. 2, Eq. 1 to 6).
+
+    Everything is done in float32 (float64 for a float64 clip), whatever autocast says: exp and
+    differences of pixels do not survive half precision.
+
+    Args:
+        power_norm: maps differences in [-1, 1] to attention in [0, 1]; None is the paper's
+            learnable sigmoid with its constants.
+        luma: grey weights, "rgb" or, as the release has it on RGB frames, "bgr".
+        reduction: how V sums: "mean" as the release does, "frobenius" as Eq. 6 is printed.
+        mean: per channel, of pixels in [0, 1]; the scale of a float clip and of the prompts.
+        std: likewise.
+
+    Raises:
+        ValueError: an unknown luma or reduction.
+    """
+
+    def __init__(
+        self,
+        power_norm: nn.Module | None = None,
+        *,
+        luma: str = "rgb",
+        reduction: str = "mean",
+        mean: Sequence[float] = (0.45, 0.45, 0.45),
+        std: Sequence[float] = (0.225, 0.225, 0.225),
+    ) -> None:
+        super().__init__()
+        if luma not in F.LUMA:
+            raise ValueError(f"luma is {luma!r}, it must be one of {', '.join(F.LUMA)}")
+        if reduction not in F.REDUCTIONS:
+            raise ValueError(f"reduction is {reduction!r}, it must be one of {F.REDUCTIONS}")
+        self.power_norm = power_norm if power_norm is not None else sigmoid()
+        self.luma, self.reduction = luma, reduction
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def differences(self, clip: Tensor) -> Tensor:
+        """Return the T frame differences D (B, T, H, W) in [-1, 1] of a clip of T+1 frames."""
+        _check_clip(clip)
+        with torch.autocast(clip.device.type, enabled=False):
+            return F.frame_differences(F.to_gray(F.to_pixels(clip, self.mean, self.std), self.luma))
+
+    def attention(self, clip: Tensor) -> Tensor:
+        """Return the attention f(D) (B, T, H, W) in [0, 1] (Eq. 3) of a clip of T+1 frames."""
+        differences = self.differences(clip)
+        with torch.autocast(clip.device.type, enabled=False):
+            attention: Tensor = self.power_norm(differences)
+        return attention
+
+    def forward(self, clip: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the prompts Z (Eq. 4) and the variation V of their attention (Eq. 6).
+
+        Args:
+            clip: (B, 3, T+1, H, W) RGB, T >= 2: uint8 in 0..255, or floats normalised by the
+                layer's mean and std.
+
+        Returns:
+            prompts (B, 3, T, H, W) in the normalised scale, float32 (float64 for a float64 clip),
+            and V, a scalar; in [0, 1] for the reduction "mean".
+
+        Raises:
+            ValueError: not five dimensions, not three channels, or fewer than three frames.
+        """
+        attention = self.attention(clip)
+        with torch.autocast(clip.device.type, enabled=False):
+            values = F.normalize(clip, self.mean, self.std)
+            prompts = F.motion_prompts(attention, values.to(attention.dtype))
+            return prompts, F.attention_variation(attention, self.reduction)
+
+    def extra_repr(self) -> str:
+        """Return what the repr shows besides the power normalisation."""
+        return f"luma={self.luma!r}, reduction={self.reduction!r}"
+
+
+def _check_clip(clip: Tensor) -> None:
+    shape = tuple(clip.shape)
+    if clip.ndim != 5 or shape[1] != 3:
+        raise ValueError(f"a clip of shape {shape} was given; it must be (B, 3, T+1, H, W) RGB")
+    if shape[2] < 3:
+        raise ValueError(
+            f"a clip of {shape[2]} frames was given; a motion prompt needs at least 3 "
+            "(two differences, one variation): raise DATA.NUM_FRAMES to 2 or more"
+        )

@@ -1,0 +1,143 @@
+"""The optimizer and its parameter groups: weights, norms and biases, prompts."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from fvcore.common.config import CfgNode
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.optim import SGD, AdamW, Optimizer
+
+logger = logging.getLogger(__name__)
+
+# Batch norms (SyncBatchNorm too) and instance norms share the first base. By type, not by name:
+# pytorchvideo calls them norm_*, PySlowFast bn, TimeSformer norm1.
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def param_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    norm_weight_decay: float = 0.0,
+    prompt_weight_decay: float = 0.0,
+    prompt_lr_mult: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Sort the trainable parameters of `model` into groups for an optimizer.
+
+    Groups without parameters are left out. Everything that is neither of a norm layer nor a bias
+    nor of a prompt gets `weight_decay`: TimeSformer's class token and its position and time
+    embeddings are decayed, as in its release.
+
+    Args:
+        model: its prompts are the modules called `prompts`, at the top or under the prefix that
+            DistributedDataParallel and torch.compile put before it.
+        lr: learning rate.
+        weight_decay: of all other parameters.
+        norm_weight_decay: of norm layers' parameters and of every bias.
+        prompt_weight_decay: of the prompts' parameters.
+        prompt_lr_mult: their learning rate relative to `lr`, above 0.
+
+    Returns:
+        Groups with the keys name, params, lr, lr_mult and weight_decay. Each trainable parameter
+        is in exactly one, also where two modules share it.
+
+    Raises:
+        ValueError: nothing is trainable.
+    """
+    decays = {"weights": weight_decay, "norms and biases": norm_weight_decay}
+    decays["prompts"] = prompt_weight_decay
+    members: dict[str, list[nn.Parameter]] = {kind: [] for kind in decays}
+    for kind, parameter in _sorted_by_kind(model):
+        members[kind].append(parameter)
+    groups = []
+    for kind, params in members.items():
+        lr_mult = prompt_lr_mult if kind == "prompts" else 1.0
+        group = {"name": kind, "params": params, "lr": lr * lr_mult, "lr_mult": lr_mult}
+        groups.append(group | {"weight_decay": decays[kind]})
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise ValueError("the model has no trainable parameter; unfreeze some of it to train")
+    return groups
+
+
+def _sorted_by_kind(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield each trainable parameter once, with the name of its group."""
+    seen = set()
+    for parameter in _prompt_parameters(model):
+        seen.add(id(parameter))
+        if parameter.requires_grad:
+            yield "prompts", parameter
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen or not parameter.requires_grad:
+                continue
+            seen.add(id(parameter))
+            plain = isinstance(module, NORMS) or name.endswith("bias")
+            yield "norms and biases" if plain else "weights", parameter
+
+
+def _prompt_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of every module called `prompts`; none where there is no such."""
+    found = {
+        id(parameter): parameter
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] == "prompts"
+        for parameter in module.parameters()
+    }
+    return list(found.values())
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
+    """Return the optimizer SOLVER.OPTIMIZING_METHOD over the trainable parameters of `model`.
+
+    PROMPT.LR_MULT 0 freezes the prompts: their requires_grad is set to False. So call this before
+    wrapping the model in DistributedDataParallel, which notes what needs a gradient, and after
+    moving it to its device.
+
+    Raises:
+        ValueError: an unknown method, a negative PROMPT.LR_MULT, Nesterov without momentum, or
+            nothing to train.
+    """
+    solver, lr_mult = cfg.SOLVER, cfg.PROMPT.LR_MULT
+    if lr_mult < 0:
+        raise ValueError(f"PROMPT.LR_MULT is {lr_mult}, it must be 0 (frozen) or above")
+    if lr_mult == 0:
+        for parameter in _prompt_parameters(model):
+            parameter.requires_grad_(False)
+    groups = param_groups(
+        model,
+        lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        norm_weight_decay=cfg.BN.WEIGHT_DECAY,
+        prompt_weight_decay=cfg.PROMPT.WEIGHT_DECAY,
+        prompt_lr_mult=lr_mult,
+    )
+    for group in groups:
+        logger.info(
+            "%s: %d tensors, weight decay %g, learning rate x %g",
+            *(group["name"], len(group["params"]), group["weight_decay"], group["lr_mult"]),
+        )
+    if solver.OPTIMIZING_METHOD == "sgd":
+        return _sgd(groups, solver.BASE_LR, solver.MOMENTUM, solver.NESTEROV)
+    if solver.OPTIMIZING_METHOD == "adamw":
+        return AdamW(groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS))
+    raise ValueError(
+        f"SOLVER.OPTIMIZING_METHOD is {solver.OPTIMIZING_METHOD!r}; there are: sgd, adamw"
+    )
+
+
+def _sgd(groups: list[dict[str, Any]], lr: float, momentum: float, nesterov: bool) -> SGD:
+    if nesterov and momentum <= 0:
+        raise ValueError(
+            f"SOLVER.NESTEROV needs SOLVER.MOMENTUM above 0, it is {momentum}; set NESTEROV False"
+        )
+    return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+
+
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    """Set the learning rate of every group to `lr` times the group's own "lr_mult" (1 if none)."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_mult", 1.0)

@@ -1,0 +1,1 @@
+"""Things that know nothing of video: registry, distributed, logging, files."""

@@ -1,0 +1,87 @@
+"""What a run says: lines for people, lines of JSON for programs, and TensorBoard scalars."""
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import simplejson
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "%(asctime)s %(levelname).1s %(message)s"
+
+
+def setup_logging(output_dir: str | Path, *, rank: int = 0) -> None:
+    """Send log records to the terminal (rank 0 alone; warnings of all) and to OUTPUT_DIR/log.txt.
+
+    Ranks other than 0 write log.rank<r>.txt. Calling it again replaces what was set up before.
+    """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    root = logging.getLogger("vmp")
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(logging.INFO)
+    root.propagate = False
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    file = logging.FileHandler(folder / ("log.txt" if rank == 0 else f"log.rank{rank}.txt"))
+    for handler in (terminal, file):
+        handler.setFormatter(logging.Formatter(FORMAT, datefmt="%H:%M:%S"))
+        root.addHandler(handler)
+
+
+class RunLog:
+    """Writes one record a call: a JSON line in log.jsonl and scalars in tensorboard/.
+
+    On ranks other than 0 (`enabled` False) nothing is written.
+    """
+
+    def __init__(self, output_dir: str | Path, *, enabled: bool, tensorboard: bool) -> None:
+        self._file = None
+        self._writer = None
+        if not enabled:
+            return
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Record `values` (numbers, texts, mappings of them) of `kind` at update `step`."""
+        if self._file is None:
+            return
+        record = {"kind": kind, "step": step, **values}
+        self._file.write(simplejson.dumps(record, ignore_nan=True) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            for name, value in _flatten(values):
+                self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        if self._file is not None:
+            self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    flat: list[tuple[str, float]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat += _flatten(value, prefix=f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            flat.append((prefix + key, float(value)))
+    return flat
+
+
+def readable(values: Mapping[str, Any]) -> str:
+    """Return `loss 1.234  top1 56.2  ...` for a line that a person reads."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in _flatten(values))
