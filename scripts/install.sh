@@ -108,7 +108,7 @@ install() {
     run_pip --no-build-isolation --use-pep517 --editable '.[dev]'
     rm -rf "$venv/tmp"
     say "checking the imports"
-    "$python" -c 'import av, torch, torchvision, vmp; import pytorchvideo.models' ||
+    "$python" -W ignore -c 'import av, torch, torchvision, vmp; import pytorchvideo.models' ||
         die "the installed packages do not fit together; delete $venv and run this again"
     printf '%s\n' "$fresh" >"$stamp"
 }
@@ -125,8 +125,7 @@ if [ -n "${VIRTUAL_ENV:-}" ]; then
         "3.10 is needed: \`deactivate\` it and run this again"
 elif ! { [ -f "$stamp" ] && new_enough "$python"; }; then
     # nothing there, or a first install that did not get to its end: begin with an empty one
-    mkdir -p "$venv"
-    check_disk "$venv"
+    if [ -d "$venv" ]; then check_disk "$venv"; else check_disk "$root"; fi
     make_venv
 fi
 

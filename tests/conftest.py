@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,4 +33,20 @@ def shared() -> Path:
     folder = Path(os.environ.get("VMP_SHARED", beside))
     if not (folder / "golden").is_dir():
         pytest.skip(f"no reference data in {folder}; set VMP_SHARED to the folder that has it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def motionshapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a very small MotionShapes: 32 training and 16 test videos."""
+    import importlib.util
+
+    script = Path(__file__).resolve().parents[1] / "datasets" / "motionshapes" / "prepare.py"
+    spec = importlib.util.spec_from_file_location("motionshapes_prepare", script)
+    prepare = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = prepare  # its worker processes look it up
+    spec.loader.exec_module(prepare)
+    folder = tmp_path_factory.mktemp("motionshapes")
+    counts = {"train": 32, "test": 16}
+    prepare.make_dataset(folder, counts, seed=0, num_frames=12, size=32, workers=1)
     return folder

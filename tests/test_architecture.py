@@ -146,14 +146,27 @@ def cfg_is_read_by_builders_only(path: str, tree: ast.Module) -> list[str]:
 def nobody_stores_cfg(path: str, tree: ast.Module) -> list[str]:
     found = []
     for node in ast.walk(tree):
-        named = isinstance(node, ast.Attribute) and node.attr in ("cfg", "_cfg")
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        kept = any(isinstance(target, ast.Attribute) for target in targets)
-        value = getattr(node, "value", None)
-        given = isinstance(node, ast.Assign | ast.AnnAssign) and kept and is_cfg(value, {"cfg"})
-        if named or given:
-            found.append(f"{path}:{node.lineno}: cfg is stored on an object")
+        if isinstance(node, ast.Assign):
+            targets, value = node.targets, node.value
+        elif isinstance(node, ast.AnnAssign):
+            targets, value = [node.target], node.value
+        else:
+            continue
+        for target in targets:
+            kept = isinstance(target, ast.Attribute)
+            if kept and (target.attr.strip("_") == "cfg" or is_cfg(value, {"cfg"})):
+                found.append(f"{path}:{node.lineno}: cfg is stored on an object")
     return found
+
+
+def nobody_reads_a_stored_cfg(path: str, tree: ast.Module) -> list[str]:
+    if not path.startswith("vmp/"):
+        return []  # `args.cfg` of a command line is a file name
+    return [
+        f"{path}:{node.lineno}: cfg is read from an object"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr.strip("_") == "cfg"
+    ]
 
 
 RULES: tuple[Rule, ...] = (
@@ -163,6 +176,7 @@ RULES: tuple[Rule, ...] = (
     nothing_prints,
     cfg_is_read_by_builders_only,
     nobody_stores_cfg,
+    nobody_reads_a_stored_cfg,
 )
 # (rule, a file it could be in, source that breaks it)
 PLANTED: tuple[tuple[Rule, str, str], ...] = (
@@ -196,7 +210,12 @@ PLANTED: tuple[tuple[Rule, str, str], ...] = (
     ),
     (nobody_stores_cfg, "vmp/engine/step.py", "class A:\n    def f(self, cfg): self.cfg = cfg"),
     (nobody_stores_cfg, "vmp/engine/step.py", "class A:\n    def f(self, cfg): self.c = cfg"),
-    (nobody_stores_cfg, "tools/demo.py", "rate = runner.cfg.SOLVER.BASE_LR"),
+    (
+        nobody_stores_cfg,
+        "vmp/data/clips.py",
+        "class A:\n    def f(self, c): self._cfg: CfgNode = c",
+    ),
+    (nobody_reads_a_stored_cfg, "vmp/engine/step.py", "rate = runner.cfg.SOLVER.BASE_LR"),
 )
 
 

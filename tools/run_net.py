@@ -1,10 +1,10 @@
 """Train and test a model: `python tools/run_net.py --cfg configs/... [KEY VALUE ...]`."""
 
 import argparse
-import sys
 
 from vmp.config import load_cfg
 from vmp.engine import launch, run
+from vmp.utils.cli import run_cli
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,7 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_cli(main)

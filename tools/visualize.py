@@ -19,6 +19,7 @@ from vmp.data.sampling import clip_frames, clip_span, fill_short
 from vmp.models import VideoModel, build_model, load_pretrained
 from vmp.models.video_model import take_frames
 from vmp.prompts import POWER_NORMS, MotionPrompt
+from vmp.utils.cli import run_cli
 from vmp.visualization import prompt_panel
 
 # What the authors' site gives as learned on MPII Cooking 2: a = 23.46, b = 0.032; the one of their
@@ -52,6 +53,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--checkpoint and --cfg go together")
     if (args.a is None) != (args.b is None):
         parser.error("--a and --b go together")
+    if args.start < 0 or args.frames < 2 or min(args.stride, args.rows, args.short_side) < 1:
+        parser.error("--start is at least 0, --frames 2, --stride, --rows and --short-side 1")
     return args
 
 
@@ -141,4 +144,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

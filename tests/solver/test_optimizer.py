@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from vmp.config.defaults import get_cfg
+from vmp.models import BACKBONES, build_backbone
 from vmp.prompts import MotionPrompt
 from vmp.solver import build_optimizer, set_learning_rate
 from vmp.solver.optimizer import param_groups
@@ -143,3 +144,18 @@ def test_what_makes_no_optimizer_is_refused(keys, message):
 def test_a_frozen_model_is_refused():
     with pytest.raises(ValueError, match="no trainable parameter"):
         build_optimizer(get_cfg(), nn.Linear(2, 2).requires_grad_(False))
+
+
+@pytest.mark.parametrize("name", [name for name, _ in BACKBONES])
+def test_no_norm_and_no_bias_of_a_real_backbone_is_decayed(name):
+    cfg = cfg_with(**{"MODEL.NAME": name, "PROMPT.ENABLE": True})
+    with torch.device("meta"):
+        net = build_backbone(cfg)
+    model = nn.ModuleDict({"backbone": net, "prompts": nn.ModuleDict({"0": MotionPrompt()})})
+    groups = groups_of(model)
+    assert len(groups["prompts"]["params"]) == 2
+    # in all of them what has one dimension is a norm's parameter or a bias, and nothing else is
+    assert {value.ndim for value in groups["norms and biases"]["params"]} == {1}
+    assert min(value.ndim for value in groups["weights"]["params"]) >= 2
+    grouped = sum(len(group["params"]) for group in groups.values())
+    assert grouped == len(list(model.parameters()))

@@ -45,6 +45,10 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: not plain YAML ({reason})") from error
+    except (AssertionError, TypeError) as error:  # fvcore: a key against a section, an empty file
+        raise ValueError(f"{path}: its _BASE_ can't be merged ({error})") from error
+    except RecursionError:
+        raise ValueError(f"{path}: its _BASE_ leads back to itself") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a config is a mapping of keys to values, this is {values!r}")
     return values

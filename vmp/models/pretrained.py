@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from vmp.models.timesformer import resize_positions, resize_times
+from vmp.models.video_model import VideoModel
+from vmp.prompts import MotionPrompt
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class PretrainedReport(NamedTuple):
 
 
 def load_pretrained(
-    model: nn.Module, path: str | PathLike[str], source: str = "auto", strict: bool = True
+    model: VideoModel, path: str | PathLike[str], source: str = "auto", strict: bool = True
 ) -> PretrainedReport:
     """Copy the weights of a checkpoint into `model`.
 
@@ -75,7 +77,7 @@ def load_pretrained(
     them as one flat sequence, which scrambles them).
 
     Args:
-        model: a `VideoModel`, not compiled and not wrapped.
+        model: neither compiled nor wrapped.
         path: the file; it is read without running any code in it.
         source: one of SOURCES, or "auto" to tell it by the names.
         strict: refuse a checkpoint that does not fit the backbone exactly.
@@ -106,7 +108,15 @@ def load_pretrained(
         for name, value in fitted.items():
             own[name].copy_(value)
     logger.info("%s: %s", path, report)
+    _warn_of_luma(model, report)
     return report
+
+
+def _warn_of_luma(model: VideoModel, report: PretrainedReport) -> None:
+    learned = any(name.startswith(PROMPT) for name in report.used)
+    lumas = [prompt.luma for prompt in model.prompts.values() if isinstance(prompt, MotionPrompt)]
+    if report.source == "timesformer" and learned and "rgb" in lumas:
+        logger.warning("the release learned its prompt on swapped grey weights: PROMPT.LUMA bgr")
 
 
 def detect_source(names: Iterable[str]) -> str:
@@ -245,8 +255,8 @@ def _read(path: str | PathLike[str]) -> dict[str, Tensor]:
     try:
         # never the full pickle: that runs what the file says
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} cannot be read as weights only: {reason}") from error
     state = checkpoint
     for container in CONTAINERS:

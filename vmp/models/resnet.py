@@ -41,6 +41,7 @@ def c2d(
         ValueError: a size that does not fit the others.
     """
     return _resnet(
+        "C2D",
         num_frames=num_frames,
         crop_size=crop_size,
         depth=depth,
@@ -79,6 +80,7 @@ def i3d(
         ValueError: a size that does not fit the others.
     """
     return _resnet(
+        "I3D",
         num_frames=num_frames,
         crop_size=crop_size,
         depth=depth,
@@ -93,6 +95,7 @@ def i3d(
 
 
 def _resnet(
+    section: str,
     *,
     num_frames: int,
     crop_size: int,
@@ -101,8 +104,8 @@ def _resnet(
     temporal_pool: bool,
     **arguments: Any,
 ) -> Backbone:
-    check_choice("DEPTH", depth, DEPTHS)
-    check_at_least("WIDTH", width, 1, "channels")
+    check_choice(f"{section}.DEPTH", depth, DEPTHS)
+    check_at_least(f"{section}.WIDTH", width, 1, "channels")
     pool_stride = 2 if temporal_pool else 1
     check_at_least("DATA.NUM_FRAMES", num_frames, pool_stride, "what the temporal pool needs")
     side = head_side(crop_size)

@@ -1,0 +1,136 @@
+"""load_cfg: what it takes, what it refuses, and what it says then."""
+
+import pytest
+import yaml
+
+from vmp.config import get_cfg, load_cfg
+
+
+def write(folder, name="a.yaml", **values):
+    path = folder / name
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_file_then_overrides_over_defaults_and_frozen(tmp_path):
+    path = write(tmp_path, SOLVER={"BASE_LR": 0.1, "MAX_EPOCH": 3})
+    cfg = load_cfg(path, ["SOLVER.MAX_EPOCH", "7"])
+    assert cfg.SOLVER.BASE_LR == 0.1
+    assert cfg.SOLVER.MAX_EPOCH == 7
+    assert cfg.SOLVER.MOMENTUM == get_cfg().SOLVER.MOMENTUM
+    with pytest.raises(AttributeError):
+        cfg.SOLVER.MAX_EPOCH = 8
+
+
+def test_a_list_of_bases_is_read_in_order(tmp_path):
+    write(tmp_path, "one.yaml", SOLVER={"BASE_LR": 0.1, "MAX_EPOCH": 3})
+    write(tmp_path, "two.yaml", SOLVER={"MAX_EPOCH": 4}, RNG_SEED=5)
+    path = write(tmp_path, _BASE_=["one.yaml", "two.yaml"], RNG_SEED=6)
+    cfg = load_cfg(path)
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_EPOCH, cfg.RNG_SEED) == (0.1, 4, 6)
+
+
+def test_the_defaults_are_a_valid_config():
+    load_cfg(None)
+
+
+def test_a_dumped_config_loads_to_the_same(tmp_path):
+    cfg = load_cfg(None, ["PROMPT.ENABLE", "True", "DATA.MEAN", "[0.1,0.2,0.3]"])
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    assert load_cfg(tmp_path / "config.yaml") == cfg
+
+
+@pytest.mark.parametrize(
+    ("opts", "key", "value"),
+    [
+        (["SOLVER.BASE_LR", "1e-4"], "BASE_LR", 1e-4),
+        (["SOLVER.BASE_LR", "1"], "BASE_LR", 1.0),
+        (["SOLVER.NESTEROV", "false"], "NESTEROV", False),
+        (["SOLVER.STEPS", "[0, 5, 9]"], "STEPS", [0, 5, 9]),
+        (["SOLVER.LRS", "(1, .5, .1)"], "LRS", [1.0, 0.5, 0.1]),
+    ],
+)
+def test_text_becomes_the_type_of_the_default(opts, key, value):
+    loaded = load_cfg(None, opts).SOLVER[key]
+    assert loaded == value
+    assert type(loaded) is type(value)
+
+
+def test_yaml_numbers_without_a_point_are_numbers(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("SOLVER: {WEIGHT_DECAY: 1e-5, BASE_LR: 1}\n")  # YAML 1.1 reads 1e-5 as text
+    assert load_cfg(path).SOLVER.WEIGHT_DECAY == 1e-5
+
+
+def test_paths_made_of_digits_stay_text():
+    assert load_cfg(None, ["OUTPUT_DIR", "2024"]).OUTPUT_DIR == "2024"
+
+
+def test_a_default_of_none_takes_a_number():
+    cfg = load_cfg(None, ["PROMPT.SIGMOID.M", "0.5"])
+    assert cfg.PROMPT.SIGMOID.M == 0.5
+    assert cfg.PROMPT.SIGMOID.N is None
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.NUM_CLASES", "6"], "did you mean MODEL.NUM_CLASSES?"),
+        (["BASE_LR", "1"], "did you mean SOLVER.BASE_LR?"),
+        (["PROMT.ENABLE", "True"], "did you mean PROMPT?"),
+        (["TRAIN.BATCH_SIZE", "x"], "wants a whole number, 'x' was given"),
+        (["TRAIN.BATCH_SIZE", "2.5"], "wants a whole number"),
+        (["PROMPT.ENABLE", "1"], "wants True or False"),
+        (["SOLVER.BASE_LR", "fast"], "wants a number"),
+        (["DATA.MEAN", "0.5"], "wants a list"),
+        (["DATA.MEAN", "[a, b]"], "wants"),
+        (["MODEL", "3"], "is a section"),
+        (["RNG_SEED"], "no partner"),
+    ],
+)
+def test_wrong_keys_and_types_say_what_is_wanted(opts, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")) as caught:
+        load_cfg(None, opts)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "OUTPUT_DIR: !!python/object/apply:os.system ['touch {marker}']\n",
+        "OUTPUT_DIR: !!python/name:os.system\n",
+        "RNG_SEED: [1, 2\n",
+        "just text\n",
+        "",
+    ],
+)
+def test_what_is_not_plain_yaml_is_refused_and_nothing_runs(tmp_path, text):
+    marker = tmp_path / "ran"
+    path = tmp_path / "bad.yaml"
+    path.write_text(text.replace("{marker}", str(marker)))
+    with pytest.raises(ValueError, match=r"bad\.yaml"):
+        load_cfg(path)
+    assert not marker.exists()
+
+
+def test_python_files_are_refused_and_not_run(tmp_path):
+    marker = tmp_path / "ran"
+    path = tmp_path / "config.py"
+    path.write_text(f"open({str(marker)!r}, 'w')\ncfg = {{}}\n")
+    with pytest.raises(ValueError, match="never executed"):
+        load_cfg(path)
+    write(tmp_path, "base.yaml", _BASE_="config.py")
+    with pytest.raises(ValueError, match="a config is a mapping"):
+        load_cfg(tmp_path / "base.yaml")
+    assert not marker.exists()
+
+
+def test_missing_files_and_circles_are_named(tmp_path):
+    with pytest.raises(ValueError, match="there is no file"):
+        load_cfg(tmp_path / "none.yaml")
+    path = write(tmp_path, _BASE_="gone.yaml")
+    with pytest.raises(ValueError, match=r"gone\.yaml"):
+        load_cfg(path)
+    circle = write(tmp_path, "circle.yaml", _BASE_="circle.yaml")
+    with pytest.raises(ValueError, match="leads back to itself"):
+        load_cfg(circle)

@@ -1,0 +1,190 @@
+import logging
+import pickle
+import shutil
+
+import av
+import numpy as np
+import pytest
+
+from vmp.data import decode
+from vmp.data.decode import DecodeError, VideoReader, scaled_size
+
+CODECS = {
+    "h264_mp4": ("x.mp4", "libx264", {"g": "6", "bf": "2", "crf": "10"}),
+    "h264_open_gop_mkv": ("x.mkv", "libx264", {"x264-params": "keyint=6:open-gop=1:bframes=3"}),
+    "mpeg4_avi": ("x.avi", "mpeg4", {"g": "6", "qmax": "3"}),
+    "mpeg1_ps": ("x.mpg", "mpeg1video", {"g": "6", "bf": "2", "qmax": "3"}),
+    "mpeg2_ts": ("x.ts", "mpeg2video", {"g": "6", "bf": "2", "qmax": "3"}),
+}
+
+
+@pytest.fixture(params=[decode.KEPT_BYTES, 0], ids=["kept", "not_kept"])
+def _kept_frames(request, monkeypatch):
+    """Both ways: from the frames kept after indexing, and decoded again."""
+    monkeypatch.setattr(decode, "KEPT_BYTES", request.param)
+    decode._indexes.clear()
+
+
+def decode_all(path):
+    """Decode a file from end to end, as plainly as PyAV allows."""
+    frames = []
+    with av.open(str(path), metadata_errors="ignore") as container:
+        try:
+            for frame in container.decode(video=0):
+                picture = frame.to_ndarray(format="rgb24")
+                frames.append(np.rot90(picture, round(frame.rotation / 90)))
+        except av.FFmpegError:
+            pass
+    return frames
+
+
+def check_every_frame(path, wanted):
+    reference = decode_all(path)
+    with VideoReader(path) as reader:
+        assert len(reader) == len(reference)
+        assert reader.size == reference[0].shape[:2]
+        frames = reader.read(wanted(len(reader)))
+    expected = np.stack([reference[number] for number in wanted(len(reference))])
+    np.testing.assert_array_equal(frames, expected)
+
+
+@pytest.mark.usefixtures("_kept_frames")
+@pytest.mark.parametrize("case", CODECS)
+def test_any_frame_in_any_order_is_the_one_of_a_sequential_decode(case, tmp_path, make_video):
+    name, codec, options = CODECS[case]
+    path = make_video(tmp_path / name, 31, codec=codec, options=options)
+    rng = np.random.default_rng(0)
+    check_every_frame(path, lambda total: list(range(total)))
+    check_every_frame(path, lambda total: [total - 1, 0, 3, 3, total // 2])
+    for _ in range(5):
+        chosen = rng.integers(0, 31, 4).tolist()
+        check_every_frame(path, lambda total, chosen=chosen: chosen)
+
+
+@pytest.mark.data
+@pytest.mark.usefixtures("_kept_frames")
+def test_every_shared_file_agrees_with_a_sequential_decode(shared):
+    files = sorted((shared / "data" / "codecs").iterdir())
+    files += sorted((shared / "data" / "ut_interaction").rglob("*.avi"))[::40]
+    assert len(files) == 15
+    for path in files:
+        check_every_frame(path, lambda total: [total - 1, total // 3, 0, total // 3])
+
+
+@pytest.mark.data
+def test_the_number_of_frames_is_what_decodes_not_what_the_header_says(shared):
+    codecs = shared / "data" / "codecs"
+    counts = {"hmdb51_ride.avi": 245, "corrupted.mp4": 28, "bbaf2n.mpg": 75, "no_duration.webm": 74}
+    for name, count in counts.items():
+        assert len(VideoReader(codecs / name)) == count
+    assert VideoReader(codecs / "video_90.mov").size == (568, 320)  # stored as 320 x 568
+    assert VideoReader(codecs / "fire2.mp4").fps == pytest.approx(10.505, abs=1e-3)
+
+
+def test_frames_carry_their_own_number(tmp_path, make_video, read_number):
+    path = make_video(tmp_path / "x.mp4", 40)
+    with VideoReader(path) as reader:
+        wanted = [39, 7, 7, 0, 22]
+        assert [read_number(frame) for frame in reader.read(wanted)] == wanted
+        assert [read_number(frame) for frame in reader.read(wanted, short_side=96)] == wanted
+        assert reader.fps == 25
+
+
+def test_a_far_frame_does_not_cost_a_decode_from_the_start(tmp_path, make_video, monkeypatch):
+    path = make_video(tmp_path / "x.mp4", 60)
+    monkeypatch.setattr(decode, "KEPT_BYTES", 0)
+    VideoReader(path)
+    seen = []
+    plain = decode._seek
+    monkeypatch.setattr(decode, "_seek", lambda *a: seen.append(a[2].number) or plain(*a))
+    VideoReader(path).read([5, 7, 50, 51, 59])
+    assert seen == [6, 48, 54]
+
+
+def test_a_seek_that_lands_elsewhere_is_noticed(tmp_path, make_video, monkeypatch, read_number):
+    path = make_video(tmp_path / "x.mp4", 30)
+    monkeypatch.setattr(decode, "KEPT_BYTES", 0)
+    reader = VideoReader(path)
+    wrong = tuple(key._replace(checksum=key.checksum ^ 1) for key in reader._index.keys)
+    reader._index = reader._index._replace(keys=wrong)
+    assert read_number(reader.read([25])[0]) == 25
+
+
+@pytest.mark.parametrize(("size", "scaled"), [((48, 64), (24, 32)), ((64, 48), (32, 24))])
+def test_the_short_side_is_exact_and_the_aspect_kept(size, scaled, tmp_path, make_video):
+    path = make_video(tmp_path / "x.mp4", 3, size=size)
+    assert VideoReader(path).read([1], short_side=24).shape == (1, *scaled, 3)
+
+
+def test_the_long_side_is_rounded_down():
+    assert scaled_size(296, 400, 100) == (100, 135)
+    assert scaled_size(400, 296, 100) == (135, 100)
+    assert scaled_size(30, 40, None) == (30, 40)
+    with pytest.raises(ValueError, match="at least 1"):
+        scaled_size(30, 40, 0)
+
+
+def test_frames_out_of_range_and_no_frames_are_refused(tmp_path, make_video):
+    reader = VideoReader(make_video(tmp_path / "x.mp4", 5))
+    with pytest.raises(IndexError, match="0 to 4"):
+        reader.read([0, 5])
+    with pytest.raises(IndexError):
+        reader.read([-1])
+    with pytest.raises(ValueError, match="at least one"):
+        reader.read([])
+    with pytest.raises(ValueError, match="pyav"):
+        VideoReader("x.mp4", backend="abacus")
+
+
+def test_what_is_no_video_raises_one_clear_error(tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "empty.mp4").touch()
+    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        stream.layout = "mono"
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 80), np.int16), "s16", "mono")
+        sound.rate = 8000
+        container.mux(stream.encode(sound))
+    for name in ("text.mp4", "empty.mp4", "sound.wav", "missing.mp4", "."):
+        with pytest.raises(DecodeError, match=name):
+            VideoReader(tmp_path / name)
+
+
+def test_a_decode_error_survives_the_way_from_a_worker():
+    error = pickle.loads(pickle.dumps(DecodeError("a.mp4", "no video stream")))
+    assert str(error) == "a.mp4: no video stream"
+    assert (error.path, error.reason) == ("a.mp4", "no video stream")
+
+
+def test_a_file_that_breaks_off_counts_as_far_as_it_goes(tmp_path, make_video, caplog):
+    whole = make_video(tmp_path / "x.ts", 40, codec="mpeg2video", options={"g": "6", "bf": "0"})
+    cut = tmp_path / "cut.ts"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with caplog.at_level(logging.WARNING), VideoReader(cut) as reader:
+        assert 5 < len(reader) < 40
+        assert len(reader.read([len(reader) - 1])) == 1
+    check_every_frame(cut, lambda total: [total - 1, 0])
+
+
+def test_a_file_that_is_replaced_is_indexed_anew(tmp_path, make_video):
+    path = make_video(tmp_path / "x.mp4", 5)
+    assert len(VideoReader(path)) == 5
+    shutil.copy(make_video(tmp_path / "y.mp4", 9), path)
+    assert len(VideoReader(path)) == 9
+
+
+def test_no_file_stays_open(tmp_path, make_video):
+    fds = len(list(_open_files()))
+    readers = [VideoReader(make_video(tmp_path / f"{n}.mp4", 8)) for n in range(3)]
+    for reader in readers:
+        reader.read([2, 7])
+    assert len(list(_open_files())) == fds
+
+
+def _open_files():
+    from pathlib import Path
+
+    folder = Path("/proc/self/fd")
+    if not folder.is_dir():
+        pytest.skip("no /proc on this system")
+    return folder.iterdir()

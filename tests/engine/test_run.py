@@ -1,0 +1,232 @@
+"""Train and test end to end, in one process."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.engine.conftest import log_of, results_of
+from vmp import engine
+from vmp.engine.checkpoint import list_checkpoints, read_checkpoint
+from vmp.engine.progress import NonFiniteLossError
+
+MEASURED = ("clips_per_second", "data_wait")  # what the clock decides
+
+
+def without_clock(records):
+    return [{k: v for k, v in record.items() if k not in MEASURED} for record in records]
+
+
+@pytest.mark.parametrize("model", ["x3d", "timesformer"])
+def test_a_run_writes_everything_and_its_loss_falls(make_cfg, model):
+    cfg = make_cfg(model, SOLVER__MAX_EPOCH=6, TRAIN__EVAL_PERIOD=3, TENSORBOARD=True)
+    engine.run(cfg)
+    out = Path(cfg.OUTPUT_DIR)
+    train_lines = log_of(cfg)
+    assert train_lines[-1]["task_loss"] < train_lines[0]["task_loss"]
+    assert [record["epoch"] for record in log_of(cfg, "val")] == [3, 6]
+    last = train_lines[-1]
+    for name in ("loss", "variation", "lr", "grad_norm", "clips_per_second", "data_wait"):
+        assert np.isfinite(last[name])
+    assert set(last["prompt"]["0"]) == {"m", "n", "a", "b", "f0"}
+    assert last["loss"] == pytest.approx(last["task_loss"] + 0.5 * last["variation"], rel=1e-5)
+
+    results = results_of(cfg)
+    counts = results["counts"]
+    assert counts == {
+        "videos": 16,
+        "evaluated_videos": 16,
+        "views_per_video": 2,
+        "evaluated_views": 32,
+    }
+    assert {"top1", "top5", "mean_class_accuracy", "mean_average_precision", "loss"} <= set(
+        results["metrics"]
+    )
+    assert np.sum(results["confusion_matrix"]) == 16
+    assert [row["count"] for row in results["per_class"]] == [2] * 8
+    for name in ("config", "config_sha256", "seed", "weights_sha256", "versions", "git_commit"):
+        assert results[name] is not None
+    stored = np.load(out / "predictions.npz", allow_pickle=False)
+    assert stored["scores"].shape == (16, 8)
+    np.testing.assert_allclose(stored["scores"].sum(1), 1)
+    top1 = (stored["scores"].argmax(1) == stored["labels"]).mean() * 100
+    assert results["metrics"]["top1"] == pytest.approx(top1)
+    assert (out / "config.yaml").is_file()
+    assert any((out / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("model", ["x3d", "timesformer"])
+def test_stopped_and_resumed_is_the_same_run_to_the_bit(make_cfg, model):
+    random = {"MODEL__DROPOUT_RATE": 0.3, "TRAIN__MIXUP_ALPHA": 0.4, "TRAIN__CUTMIX_ALPHA": 1.0}
+    whole = make_cfg(model, "whole", **random)
+    engine.train(whole)
+    parts = make_cfg(model, "parts", **random)
+    engine.train(parts)
+    # as if killed after the first epoch: its second checkpoint and log lines never were
+    list_checkpoints(parts.OUTPUT_DIR)[-1].unlink()
+    log = Path(parts.OUTPUT_DIR) / "log.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(line for line in lines if json.loads(line)["step"] <= 4))
+    engine.train(parts)
+
+    a, b = (read_checkpoint(list_checkpoints(cfg.OUTPUT_DIR)[-1]) for cfg in (whole, parts))
+    assert a["step"] == b["step"] == 8
+    assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
+    assert without_clock(log_of(whole)) == without_clock(log_of(parts))
+
+
+def test_workers_change_nothing_in_the_results(make_cfg):
+    texts = []
+    for workers in (0, 2, 4):
+        cfg = make_cfg("x3d", f"workers{workers}", DATA_LOADER__NUM_WORKERS=workers)
+        engine.run(cfg)
+        texts.append((Path(cfg.OUTPUT_DIR) / "test_results.json").read_text())
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_another_seed_is_another_run(make_cfg):
+    hashes = set()
+    for seed in (0, 1):
+        cfg = make_cfg(out=f"seed{seed}", RNG_SEED=seed)
+        engine.run(cfg)
+        hashes.add(results_of(cfg)["weights_sha256"])
+    assert len(hashes) == 2
+
+
+def test_accumulated_micro_batches_give_the_update_of_the_whole_batch(make_cfg):
+    losses = []
+    for batch in (8, 4):
+        cfg = make_cfg(
+            out=f"batch{batch}",
+            TRAIN__BATCH_SIZE=batch,
+            TRAIN__GLOBAL_BATCH_SIZE=8,
+            SOLVER__MAX_EPOCH=1,
+            PROMPT__PENALTY=2.0,
+        )
+        engine.train(cfg)
+        losses.append([record["loss"] for record in log_of(cfg)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("model", ["x3d", "timesformer"])
+def test_reduced_precision_trains_and_tests(make_cfg, model, precision):
+    cfg = make_cfg(model, TRAIN__PRECISION=precision, SOLVER__MAX_EPOCH=1)
+    engine.run(cfg)
+    assert all(np.isfinite(record["loss"]) for record in log_of(cfg))
+    state = read_checkpoint(list_checkpoints(cfg.OUTPUT_DIR)[-1])
+    assert all(value.dtype != torch.float16 for value in state["model"].values())
+    assert bool(state["scaler"]) is (precision == "float16")
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_paths_and_checkpoint(make_cfg):
+    cfg = make_cfg(SOLVER__MAX_EPOCH=1)
+    engine.train(cfg)
+    cfg = make_cfg(SOLVER__MAX_EPOCH=3, SOLVER__BASE_LR=1e30)
+    with pytest.raises(NonFiniteLossError, match=r"step \d+; its clips: .*mp4.*epoch_00001\.pth"):
+        engine.train(cfg)
+    assert [path.name for path in list_checkpoints(cfg.OUTPUT_DIR)] == ["epoch_00001.pth"]
+
+
+def copy_with_a_broken_video(motionshapes, folder, split):
+    shutil.copytree(motionshapes, folder)
+    broken = sorted((folder / split).iterdir())[3]
+    broken.write_bytes(b"not a video at all")
+    return broken
+
+
+def test_an_unreadable_test_video_is_reported_and_never_replaced(
+    make_cfg, motionshapes, tmp_path
+):
+    broken = copy_with_a_broken_video(motionshapes, tmp_path / "data", "test")
+    cfg = make_cfg(SOLVER__MAX_EPOCH=1, DATA__PATH_TO_DATA_DIR=tmp_path / "data")
+    engine.run(cfg)
+    results = results_of(cfg)
+    assert results["counts"]["videos"] == 16
+    assert results["counts"]["evaluated_videos"] == 15
+    assert {entry["path"] for entry in results["unreadable"]} == {str(broken)}
+    assert str(broken) not in np.load(Path(cfg.OUTPUT_DIR) / "predictions.npz")["paths"]
+    assert np.sum(results["confusion_matrix"]) == 15
+
+
+def test_an_unreadable_training_video_is_replaced_counted_and_logged(
+    make_cfg, motionshapes, tmp_path, caplog
+):
+    broken = copy_with_a_broken_video(motionshapes, tmp_path / "data", "train")
+    cfg = make_cfg(SOLVER__MAX_EPOCH=1, DATA__PATH_TO_DATA_DIR=tmp_path / "data")
+    engine.train(cfg)
+    assert sum(record["replaced"] for record in log_of(cfg)) == 1
+    assert str(broken) in caplog.text
+
+
+def test_resume_wins_over_init_from(make_cfg):
+    cfg = make_cfg(out="source", SOLVER__MAX_EPOCH=1)
+    engine.train(cfg)
+    weights = list_checkpoints(cfg.OUTPUT_DIR)[-1]
+    tuned = make_cfg(out="tuned", SOLVER__MAX_EPOCH=1, TRAIN__INIT_FROM=weights)
+    engine.train(tuned)
+    assert log_of(tuned, "start")[0]["init_from"] == str(weights)
+    state = read_checkpoint(list_checkpoints(tuned.OUTPUT_DIR)[-1])
+    assert (state["epoch"], state["step"]) == (1, 4)  # neither epoch nor step of the source
+    engine.train(make_cfg(out="tuned", SOLVER__MAX_EPOCH=2, TRAIN__INIT_FROM=weights))
+    assert log_of(tuned, "start")[1]["resumed_from"].endswith("epoch_00001.pth")
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(make_cfg, caplog):
+    cfg = make_cfg()
+    engine.train(cfg)
+    newest = list_checkpoints(cfg.OUTPUT_DIR)[-1]
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[: len(whole) // 2])
+    engine.train(cfg)
+    assert "the one before it is taken" in caplog.text
+    assert log_of(cfg, "start")[1]["resumed_from"].endswith("epoch_00001.pth")
+    assert read_checkpoint(newest)["epoch"] == 2
+
+
+def test_only_the_newest_checkpoints_are_kept(make_cfg):
+    cfg = make_cfg(SOLVER__MAX_EPOCH=4, TRAIN__CHECKPOINT_KEEP=2)
+    engine.train(cfg)
+    names = [path.name for path in list_checkpoints(cfg.OUTPUT_DIR)]
+    assert names == ["epoch_00003.pth", "epoch_00004.pth"]
+
+
+def test_precise_statistics_replace_the_running_ones(make_cfg):
+    states = []
+    for precise in (False, True):
+        cfg = make_cfg("x3d", f"p{precise}", BN__USE_PRECISE_STATS=precise, SOLVER__MAX_EPOCH=1)
+        engine.train(cfg)
+        states.append(read_checkpoint(list_checkpoints(cfg.OUTPUT_DIR)[-1])["model"])
+    moved = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    assert moved
+    assert all("running_" in name or "num_batches" in name for name in moved)
+
+
+def test_prompts_with_a_rate_of_zero_keep_their_start(make_cfg):
+    cfg = make_cfg(PROMPT__LR_MULT=0.0, PROMPT__SIGMOID__M=0.5, PROMPT__SIGMOID__N=-0.25)
+    engine.train(cfg)
+    assert log_of(cfg)[-1]["prompt"]["0"]["m"] == 0.5
+
+
+def test_channels_last_changes_nothing_but_the_speed(make_cfg):
+    plain, moved = make_cfg("x3d", "plain"), make_cfg("x3d", "moved", MODEL__CHANNELS_LAST=True)
+    for cfg in (plain, moved):
+        engine.train(cfg)
+    a, b = ([record["loss"] for record in log_of(cfg)] for cfg in (plain, moved))
+    assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_a_test_without_a_checkpoint_says_what_to_do(make_cfg):
+    with pytest.raises(ValueError, match="train first"):
+        engine.test(make_cfg(out="empty"))
+
+
+def test_a_checkpoint_of_another_model_is_refused(make_cfg):
+    cfg = make_cfg(SOLVER__MAX_EPOCH=1, PROMPT__ENABLE=False)
+    engine.train(cfg)
+    weights = list_checkpoints(cfg.OUTPUT_DIR)[-1]
+    with pytest.raises(ValueError, match="lacks or does not fit"):
+        engine.test(make_cfg(out="other", TEST__CHECKPOINT_FILE_PATH=weights))

@@ -1,0 +1,56 @@
+"""What a run writes for people and for programs."""
+
+import json
+import logging
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vmp.utils.logging import RunLog, readable, setup_logging
+
+
+def test_a_record_is_one_json_line_and_its_numbers_are_scalars(tmp_path):
+    log = RunLog(tmp_path, enabled=True, tensorboard=True)
+    log.write("train", 7, {"loss": 1.5, "prompt": {"0": {"m": 0.25}}, "note": "text"})
+    log.write("train", 8, {"loss": float("nan")})
+    log.close()
+    first, second = (json.loads(line) for line in (tmp_path / "log.jsonl").open())
+    assert first["step"] == 7
+    assert first["prompt"]["0"]["m"] == 0.25
+    assert second["loss"] is None  # strict JSON has no NaN
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {"train/loss", "train/prompt/0/m"}
+    assert events.Scalars("train/prompt/0/m")[0].value == 0.25
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    log = RunLog(tmp_path, enabled=False, tensorboard=True)
+    log.write("train", 1, {"loss": 1.0})
+    log.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_run_appends(tmp_path):
+    for step in (1, 2):
+        log = RunLog(tmp_path, enabled=True, tensorboard=False)
+        log.write("train", step, {"loss": 1.0})
+        log.close()
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_lines_go_to_the_file_of_the_rank_once(tmp_path):
+    try:
+        for _ in range(2):
+            setup_logging(tmp_path, rank=1)
+        logging.getLogger("vmp.somewhere").info("hello")
+    finally:
+        logger = logging.getLogger("vmp")
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+            handler.close()
+        logger.propagate = True
+    assert (tmp_path / "log.rank1.txt").read_text().count("hello") == 1
+
+
+def test_readable_is_one_short_line():
+    assert readable({"loss": 1.23456, "prompt": {"0": {"a": 9.0}}}) == "loss 1.235  prompt/0/a 9"
