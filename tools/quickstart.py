@@ -21,7 +21,7 @@ from vmp.utils.cli import run_cli
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE = "X3D_XS"
 PROMPTED = "X3D_XS_VMP"
-NUM_TRAIN, NUM_TEST = 1200, 240
+NUM_TRAIN, NUM_TEST = 2400, 240
 PANEL_CLASS = "move_right"
 
 

@@ -218,7 +218,8 @@ def _triangle_wave(turns: Array) -> Array:
 def _draw(video: Array, thing: Thing, motion: tuple[int, ...], speeds: tuple[float, ...]) -> None:
     """Draw a thing onto (T, H, W, 3), its edges smoothed over a pixel, its ends wrapped."""
     num_frames, size = video.shape[:2]
-    states = np.asarray(thing.start) + np.arange(num_frames)[:, None] * np.multiply(motion, speeds)
+    times = np.arange(num_frames if any(motion) else 1)  # what stands still is drawn once
+    states = np.asarray(thing.start) + times[:, None] * np.multiply(motion, speeds)
     states -= np.floor(states)
     low, high = RADII
     radius = _exact(low * (high / low) ** states[:, 3])[:, None, None]

@@ -22,7 +22,7 @@ def train_set(records, replacements=3, seed=0, **changed):
     return ClipDataset(records, **(arguments | changed))
 
 
-def test_set(records, num_clips=2, num_crops=3, policy="hold"):
+def eval_set(records, num_clips=2, num_crops=3, policy="hold"):
     return ClipDataset(
         records,
         num_views=num_clips * num_crops,
@@ -30,9 +30,6 @@ def test_set(records, num_clips=2, num_crops=3, policy="hold"):
         transform=ViewCrop(48, num_crops),
         seed=0,
     )
-
-
-test_set.__test__ = False
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +67,7 @@ def test_randomness_is_a_function_of_seed_epoch_and_index(records):
 
 
 def test_views_are_clips_times_crops(records, read_number):
-    dataset = test_set(records)
+    dataset = eval_set(records)
     assert len(dataset) == 4 * 6
     sample = dataset[0, 2 * 6 + 4]  # video 2, clip 1, centre
     assert (sample.video, sample.view) == (2, 4)
@@ -82,7 +79,7 @@ def test_views_are_clips_times_crops(records, read_number):
 
 def test_frames_are_counted_from_the_start_of_the_record(records, read_number):
     segment = records[1]._replace(start=9, stop=15)
-    frames = test_set([segment], num_clips=1)[0, 0].clip.permute(1, 2, 3, 0).numpy()
+    frames = eval_set([segment], num_clips=1)[0, 0].clip.permute(1, 2, 3, 0).numpy()
     # linspace(0, 7, 4) = 0, 2.3, 4.7, 7, of which 6 frames are there: the last is held
     assert [read_number(frame) for frame in frames] == [109, 111, 113, 114]
 
@@ -110,7 +107,7 @@ def test_too_many_broken_clips_in_a_row_are_an_error_that_lists_them(broken):
 
 
 def test_evaluation_never_replaces_and_leaves_the_clip_out_of_the_batch(broken):
-    dataset = test_set(broken)
+    dataset = eval_set(broken)
     samples = [dataset[0, item] for item in (0, 1 * 6 + 2, 3 * 6)]
     assert samples[1].clip is None
     batch = collate(samples, (3, 4, 48, 48))
@@ -124,7 +121,7 @@ def test_evaluation_never_replaces_and_leaves_the_clip_out_of_the_batch(broken):
 
 
 def test_the_error_policy_names_the_video(records):
-    dataset = test_set([records[0]._replace(stop=5)], policy="error")
+    dataset = eval_set([records[0]._replace(stop=5)], policy="error")
     with pytest.raises(ValueError, match=r"video 0\.mp4: the clip needs 8 frames, there are 5"):
         dataset[0, 0]
 

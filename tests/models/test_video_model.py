@@ -190,8 +190,11 @@ def test_a_prompted_model_compiles_into_one_graph(name):
 def test_any_backbone_trains_with_a_prompt(name, bfloat16):
     cfg = small_cfg(name)
     cfg.PROMPT.ENABLE = True
+    # not 8: oneDNN's bfloat16 weight gradient of a temporal kernel of 3 on just 2 frames is wrong
+    # on the CPU (torch 2.15), and SlowFast's slow pathway would have 2
+    cfg.DATA.NUM_FRAMES = 16
     model = build_model(cfg).train()
-    clip = torch.randint(256, (2, 3, 9, 32, 32), dtype=torch.uint8)
+    clip = torch.randint(256, (2, 3, 17, 32, 32), dtype=torch.uint8)
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         logits, variation = model(clip)
     assert logits.shape == (2, 5)
