@@ -159,7 +159,7 @@ def stretch(record: VideoRecord, num_frames: int) -> int:
     """Return how many frames of a record there are in a video of `num_frames`, at least 1.
 
     Raises:
-        DecodeError: none; the annotation lies past the end of what decodes, or is empty.
+        DecodeError: there is not one: it begins past the end of what decodes, or is empty.
     """
     stop = num_frames if record.stop is None else min(record.stop, num_frames)
     if stop <= record.start:
