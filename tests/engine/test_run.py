@@ -138,9 +138,7 @@ def copy_with_a_broken_video(motionshapes, folder, split):
     return broken
 
 
-def test_an_unreadable_test_video_is_reported_and_never_replaced(
-    make_cfg, motionshapes, tmp_path
-):
+def test_an_unreadable_test_video_is_reported_and_never_replaced(make_cfg, motionshapes, tmp_path):
     broken = copy_with_a_broken_video(motionshapes, tmp_path / "data", "test")
     cfg = make_cfg(SOLVER__MAX_EPOCH=1, DATA__PATH_TO_DATA_DIR=tmp_path / "data")
     engine.run(cfg)

@@ -5,7 +5,7 @@ import torch
 
 from vmp.prompts import MotionPrompt
 from vmp.prompts.functional import normalize
-from vmp.prompts.power_norm import sigmoid
+from vmp.prompts.power_norm import PowerNorm, sigmoid
 
 MEAN, STD = (0.45,) * 3, (0.225,) * 3
 
@@ -51,18 +51,15 @@ def test_a_still_video_has_no_variation_and_constant_attention(layer):
 
 def test_full_attention_gives_the_frames_back():
     clip = bytes_clip(1, 3, 4, 6, 6)
-    layer = MotionPrompt(lambda_one())
+    layer = MotionPrompt(One())
     prompts, variation = layer(clip)
     assert torch.equal(prompts, normalize(clip, MEAN, STD)[:, :, 1:])
     assert variation == 0
 
 
-def lambda_one():
-    class One(torch.nn.Module):
-        def forward(self, differences):
-            return torch.ones_like(differences)
-
-    return One()
+class One(PowerNorm):
+    def forward(self, differences):
+        return torch.ones_like(differences)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "frobenius"])

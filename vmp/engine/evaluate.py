@@ -158,7 +158,7 @@ def write_results(
         **provenance,
     }
     records: list[VideoRecord] = [loader.records[index] for index in predictions.video.tolist()]
-    arrays = {
+    arrays: dict[str, Any] = {
         "scores": predictions.scores.numpy(),
         "labels": predictions.labels.numpy(),
         "paths": np.array([record.path for record in records], dtype=np.str_),

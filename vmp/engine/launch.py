@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from vmp.utils.distributed import Placement, find_placement
 
@@ -48,7 +48,8 @@ def launch(
         function(argument)
     else:
         port = _free_port()
-        mp.spawn(_child, (function, argument, local, port, bool(num_gpus), timeout), nprocs=local)
+        rest = (function, argument, local, port, bool(num_gpus), timeout)
+        spawn(_child, rest, nprocs=local)
 
 
 def _check_gpus(wanted: int) -> None:

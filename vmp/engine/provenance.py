@@ -14,6 +14,7 @@ from torch import nn
 
 import vmp
 from vmp.models import VideoModel
+from vmp.prompts import MotionPrompt
 from vmp.utils.files import git_commit, sha256
 
 # Keys that say where and how fast, not what: they may differ between runs of equal results.
@@ -57,10 +58,12 @@ def build_provenance(cfg: CfgNode, model: VideoModel, checkpoint: Path) -> dict[
 
 def describe_prompts(model: VideoModel) -> dict[str, dict[str, float]]:
     """Return m, n, a, b and f(0) (or what the power normalisation has) of each prompted pathway."""
-    return {
-        pathway: {name: float(value) for name, value in prompt.power_norm.describe().items()}
-        for pathway, prompt in model.prompts.items()
-    }
+    described = {}
+    for pathway, prompt in model.prompts.items():
+        assert isinstance(prompt, MotionPrompt)
+        values = prompt.power_norm.describe()
+        described[pathway] = {name: float(value) for name, value in values.items()}
+    return described
 
 
 def hash_weights(model: nn.Module) -> str:

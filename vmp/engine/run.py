@@ -161,10 +161,7 @@ def _restore(cfg: CfgNode, learner: Learner) -> dict[str, Any]:
         logger.info("resumed from %s: epoch %d, step %d", path, learner.epoch, learner.step)
         return {"resumed_from": str(path)}
     if cfg.TRAIN.INIT_FROM:
-        report = load_pretrained(
-            learner.model, cfg.TRAIN.INIT_FROM, strict=cfg.TRAIN.INIT_STRICT
-        )
-        logger.info("%s", report)
+        load_pretrained(learner.model, cfg.TRAIN.INIT_FROM, strict=cfg.TRAIN.INIT_STRICT)
         return {"init_from": cfg.TRAIN.INIT_FROM}
     logger.info("from scratch, seed %d", cfg.RNG_SEED)
     return {"init_from": ""}

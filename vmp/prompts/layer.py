@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vmp.prompts import functional as F
-from vmp.prompts.power_norm import sigmoid
+from vmp.prompts.power_norm import PowerNorm, sigmoid
 
 
 class MotionPrompt(nn.Module):
@@ -29,7 +29,7 @@ class MotionPrompt(nn.Module):
 
     def __init__(
         self,
-        power_norm: nn.Module | None = None,
+        power_norm: PowerNorm | None = None,
         *,
         luma: str = "rgb",
         reduction: str = "mean",

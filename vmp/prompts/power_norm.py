@@ -25,8 +25,16 @@ def _check(name: str, value: float, holds: bool, rule: str) -> None:
         raise ValueError(f"{name} is {value}, it must be {rule}")
 
 
+class PowerNorm(nn.Module):
+    """A map from differences in [-1, 1] to attention in [0, 1], of the same shape."""
+
+    def describe(self) -> dict[str, Tensor]:
+        """Return what to log of it, 0-d tensors by name; none unless overridden."""
+        return {}
+
+
 @POWER_NORMS.register()
-class sigmoid(nn.Module):  # noqa: N801  (the name in the config)
+class sigmoid(PowerNorm):  # noqa: N801  (the name in the config)
     """f(D) = sigmoid(a(m) (D - b(n))), the paper's learnable power normalisation (Eq. 3).
 
     Args:
@@ -85,7 +93,7 @@ class sigmoid(nn.Module):  # noqa: N801  (the name in the config)
         return {name: value.detach().squeeze(0) for name, value in names.items()}
 
 
-class _Unsigned(nn.Module):
+class _Unsigned(PowerNorm):
     """A map g(p; v) of p = max(D, 0) with one positive parameter v > `lowest`."""
 
     lowest = 0.0
