@@ -5,10 +5,12 @@ tests both with several views, prints what came out in one table, and draws a pa
 """
 
 import argparse
+import os
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ BASELINE = "X3D_XS"
 PROMPTED = "X3D_XS_VMP"
 NUM_TRAIN, NUM_TEST = 2400, 240
 PANEL_CLASS = "move_right"
+# How often they say something, and a worker each to read the videos.
+PACE = ("LOG_PERIOD", "60", "DATA_LOADER.NUM_WORKERS", "1")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,35 +45,95 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def step(title: str, *command: str | Path) -> None:
-    """Say what is done, and do it in a process of its own, its output going where ours goes.
+def start(words: list[str | Path], threads: int | None = None) -> subprocess.Popen[str]:
+    """Start one of the tools; with `threads`, its output is read here instead of shown."""
+    # a deprecation inside a dependency is no news for a first run
+    command = [sys.executable, "-W", "ignore::FutureWarning", *map(str, words)]
+    print(f"   python {shlex.join(command[3:])}", flush=True)
+    if threads is None:
+        return subprocess.Popen(command, cwd=ROOT, text=True)
+    env = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
+
+
+def check_status(title: str, status: int) -> None:
+    """Raise ValueError if a tool failed."""
+    if status:
+        raise ValueError(f"{title}: failed with status {status}; the lines above say why")
+
+
+def step(title: str, *words: str | Path) -> None:
+    """Say what is done, and do it in a process of its own.
 
     Raises:
         ValueError: it failed.
     """
-    words = [str(word) for word in command]
-    print(f"\n== {title}\n   python {shlex.join(words)}", flush=True)
-    # a deprecation inside a dependency is no news for a first run
-    done = subprocess.run([sys.executable, "-W", "ignore::FutureWarning", *words], cwd=ROOT)
-    if done.returncode:
-        raise ValueError(f"{title}: failed with status {done.returncode}; the lines above say why")
+    print(f"\n== {title}", flush=True)
+    check_status(title, start(list(words)).wait())
 
 
-def train_and_test(recipe: str, data: Path, out: Path, opts: list[str]) -> dict[str, Any]:
-    """Run a recipe from the start and return its test_results.json."""
-    shutil.rmtree(out, ignore_errors=True)  # a run that is there would be resumed
-    step(
-        f"{recipe}: train, then test",
-        "tools/run_net.py",
-        "--cfg",
-        f"configs/MotionShapes/{recipe}.yaml",
-        "DATA.PATH_TO_DATA_DIR",
-        data,
-        "OUTPUT_DIR",
-        out,
-        *opts,
-    )
-    results: dict[str, Any] = simplejson.loads((out / "test_results.json").read_text("utf-8"))
+def show(name: str, process: subprocess.Popen[str]) -> None:
+    """Print the lines of a process, each behind its name, until it ends."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(f"{name:<{len(PROMPTED)}} | {line}", end="", flush=True)
+
+
+def train_and_test(data: Path, out: Path, opts: list[str]) -> dict[str, dict[str, Any]]:
+    """Run both recipes from the start, side by side, and return their test_results.json.
+
+    Each has half of the cores: such small models gain little from more threads.
+
+    Raises:
+        ValueError: one of them failed; the other is stopped.
+    """
+    print("\n== train, then test: the baseline and its motion-prompted twin", flush=True)
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    processes: dict[str, subprocess.Popen[str]] = {}
+    readers = []
+    for recipe in (BASELINE, PROMPTED):
+        run = out / recipe.lower()
+        shutil.rmtree(run, ignore_errors=True)  # a run that is there would be resumed
+        words: list[str | Path] = ["tools/run_net.py", "--cfg"]
+        words += [f"configs/MotionShapes/{recipe}.yaml", "DATA.PATH_TO_DATA_DIR", data]
+        processes[recipe] = start([*words, "OUTPUT_DIR", run, *PACE, *opts], threads)
+        readers.append(threading.Thread(target=show, args=(recipe, processes[recipe])))
+        readers[-1].start()
+    failed = wait_for_all(processes)
+    for reader in readers:
+        reader.join()
+    if failed:
+        check_status(failed, processes[failed].returncode)
+    return {recipe: read_results(out / recipe.lower()) for recipe in processes}
+
+
+def wait_for_all(processes: dict[str, subprocess.Popen[str]]) -> str:
+    """Wait until all have ended; return "", or the one that failed, having stopped the others."""
+    try:
+        while True:
+            states = {name: process.poll() for name, process in processes.items()}
+            failed = next((name for name, state in states.items() if state), "")
+            if failed or None not in states.values():
+                return failed
+            time.sleep(0.2)
+    finally:  # interrupted, too
+        for process in processes.values():
+            if process.poll() is None:
+                process.terminate()
+            process.wait()
+
+
+def read_results(run: Path) -> dict[str, Any]:
+    """Return what a run has written of its test."""
+    results: dict[str, Any] = simplejson.loads((run / "test_results.json").read_text("utf-8"))
     return results
 
 
@@ -139,10 +203,7 @@ def main(argv: list[str] | None = None) -> None:
     counts = ("--train", str(args.train), "--test", str(args.test))
     known = "reused if it is there" if data.exists() else "8 motions"
     step(f"MotionShapes, {known}", "datasets/motionshapes/prepare.py", "--out", data, *counts)
-    results = {
-        recipe: train_and_test(recipe, data, out / recipe.lower(), args.opts)
-        for recipe in (BASELINE, PROMPTED)
-    }
+    results = train_and_test(data, out, args.opts)
     panel = out / "panel.png"
     draw_panel(data, out / PROMPTED.lower(), panel)
     counted = results[BASELINE]["counts"]

@@ -18,6 +18,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -317,12 +318,13 @@ def make_dataset(
         (out / split).mkdir(parents=True, exist_ok=True)
     _write(out / SETTINGS, settings)
     index: dict[str, Any] = {"classes": NAMES, "settings": settings}
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
         for split in SPLITS:
             make = partial(
                 make_video, out=out, split=split, seed=seed, num_frames=num_frames, size=size
             )
-            videos = pool.map(make, range(counts[split]), chunksize=16)
+            numbers = range(counts[split])
+            videos = pool.map(make, numbers, chunksize=16) if pool else map(make, numbers)
             index[split] = list(_with_progress(videos, counts[split], split))
     _write(out / INDEX, index)
     return True

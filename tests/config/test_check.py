@@ -35,9 +35,14 @@ from vmp.prompts import POWER_NORMS
         ("SOLVER.LR_POLICY steps_with_relative_lrs SOLVER.LRS [1]", "one of LRS for each"),
         ("MODEL.NAME resnet", "MODEL.NAME is 'resnet'; it must be one of slowfast"),
         ("TEST.NUM_SPATIAL_CROPS 2", "must be one of 1, 3"),
-        ("SOLVER.LABEL_SMOOTHING 1.5", "must be from 0 to 1"),
+        ("SOLVER.LABEL_SMOOTHING 1.5", "must be from 0 to 0.999"),
         ("DATA.STD [1,0,1]", "must be above 0"),
         ("DATA.MEAN [1]", "three values"),
+        ("DATA.TRAIN_JITTER_SCALES []", "must be .low, high."),
+        ("MODEL.NAME slowfast SLOWFAST.ALPHA 0", "at least 1"),
+        ("MODEL.NAME timesformer TIMESFORMER.PATCH_SIZE 0", "at least 1"),
+        ("RNG_SEED -1", "at least 0"),
+        ("SOLVER.BETAS [0.9]", "two values"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(opts, message):

@@ -1,9 +1,12 @@
 """load_cfg: what it takes, what it refuses, and what it says then."""
 
+import re
+from pathlib import Path
+
 import pytest
 import yaml
 
-from vmp.config import get_cfg, load_cfg
+from vmp.config import defaults, get_cfg, load_cfg
 
 
 def write(folder, name="a.yaml", **values):
@@ -28,6 +31,23 @@ def test_a_list_of_bases_is_read_in_order(tmp_path):
     path = write(tmp_path, _BASE_=["one.yaml", "two.yaml"], RNG_SEED=6)
     cfg = load_cfg(path)
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_EPOCH, cfg.RNG_SEED) == (0.1, 4, 6)
+
+
+def test_each_recipe_has_its_own_folder_unless_one_is_given(tmp_path):
+    (tmp_path / "Set").mkdir()
+    path = write(tmp_path / "Set", "X3D.yaml", RNG_SEED=1)
+    assert load_cfg(path).OUTPUT_DIR == "runs/Set/X3D"
+    assert load_cfg(path, ["OUTPUT_DIR", "elsewhere"]).OUTPUT_DIR == "elsewhere"
+
+
+def test_every_default_has_a_comment_of_its_own():
+    lines = Path(defaults.__file__).read_text().splitlines()
+    keys = [
+        number for number, line in enumerate(lines) if re.match(r"_C\.[\w.]+ = (?!CfgNode)", line)
+    ]
+    assert len(keys) > 100
+    bare = [lines[number] for number in keys if not lines[number - 1].startswith("# ")]
+    assert bare == []
 
 
 def test_the_defaults_are_a_valid_config():

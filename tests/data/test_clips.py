@@ -102,7 +102,7 @@ def test_training_replaces_a_broken_clip_by_the_next_readable_sample(broken):
 
 
 def test_too_many_broken_clips_in_a_row_are_an_error_that_lists_them(broken):
-    with pytest.raises(RuntimeError, match=r"2 clips in a row.*text\.mp4.*missing\.mp4"):
+    with pytest.raises(ValueError, match=r"2 clips in a row.*text\.mp4.*missing\.mp4"):
         train_set(broken, replacements=1)[0, 1]
 
 

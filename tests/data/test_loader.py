@@ -143,7 +143,7 @@ def test_failures_come_with_the_batch(records, tmp_path):
 
 def test_what_a_worker_raises_comes_with_its_message(records):
     wrong = [VideoRecord("missing.mp4", 0)] * 4
-    with pytest.raises(RuntimeError, match=r"3 clips in a row can't be decoded: missing\.mp4: No"):
+    with pytest.raises(ValueError, match=r"3 clips in a row can't be decoded: missing\.mp4: No"):
         list(train_loader(wrong, num_workers=1).epoch(0))
 
 

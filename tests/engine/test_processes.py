@@ -8,10 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from tests.engine.conftest import log_of, results_of
 from vmp import engine
+from vmp.engine.checkpoint import list_checkpoints
+from vmp.engine.progress import NonFiniteLossError
+from vmp.solver import ActionLoss
+from vmp.utils.distributed import get_rank
+from vmp.utils.files import read_tensors
 
 pytestmark = pytest.mark.dist
 
@@ -43,7 +49,7 @@ def test_two_processes_give_the_results_of_one(make_cfg, model):
     assert one["metrics"]["loss"] == pytest.approx(two["metrics"]["loss"], rel=1e-3)
 
 
-def test_testing_on_two_processes_counts_every_view_once(make_cfg):
+def test_testing_on_three_processes_counts_every_view_once(make_cfg):
     cfg = make_cfg("x3d", SOLVER__MAX_EPOCH=1)
     engine.run(cfg)
     weights = Path(cfg.OUTPUT_DIR) / "checkpoints" / "epoch_00001.pth"
@@ -67,21 +73,65 @@ def test_testing_on_two_processes_counts_every_view_once(make_cfg):
     np.testing.assert_allclose(a["scores"], b["scores"], atol=1e-6)
 
 
-def test_a_loss_that_is_not_finite_stops_all_processes(make_cfg):
-    cfg = make_cfg(NUM_PROCESSES=2, SOLVER__BASE_LR=1e30, SOLVER__MAX_EPOCH=1)
-    with pytest.raises(ProcessRaisedException, match=r"NonFiniteLossError.*step \d+; its clips: "):
+def poison_rank_1(cfg):
+    """Run with a loss that is not a number on rank 1 alone, at its third update."""
+    forward, calls = ActionLoss.forward, []
+
+    def poisoned(self, logits, variation, target):
+        loss, task = forward(self, logits, variation, target)
+        calls.append(target)
+        return (loss * float("nan"), task) if get_rank() == 1 and len(calls) == 3 else (loss, task)
+
+    ActionLoss.forward = poisoned
+    try:
+        engine.run(cfg)
+    except NonFiniteLossError as error:
+        (Path(cfg.OUTPUT_DIR) / f"raised{get_rank()}").write_text(str(error))
+        raise
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_that_ranks_clips(make_cfg):
+    cfg = make_cfg(NUM_PROCESSES=2, SOLVER__MAX_EPOCH=1, LOG_PERIOD=4)
+    with pytest.raises(ProcessRaisedException, match="NonFiniteLossError"):
+        engine.launch(poison_rank_1, cfg, num_processes=2, timeout=60)
+    messages = [path.read_text() for path in sorted(Path(cfg.OUTPUT_DIR).glob("raised?"))]
+    assert messages  # the first to raise may end the other before it has written
+    for message in messages:
+        assert "step 3; its clips: " in message
+        assert message.count(".mp4") == 4  # of 8, which both ranks have together
+
+
+def test_two_processes_resume_with_precise_statistics_of_all_ranks(make_cfg):
+    options = {"NUM_PROCESSES": 2, "BN__SYNC": True, "BN__USE_PRECISE_STATS": True}
+    whole, parts = make_cfg("x3d", "whole", **options), make_cfg("x3d", "parts", **options)
+    for cfg in (whole, parts):
         launch(cfg)
+    list_checkpoints(parts.OUTPUT_DIR)[-1].unlink()
+    launch(parts)
+    one = make_cfg("x3d", "one", **(options | {"NUM_PROCESSES": 1}))
+    engine.run(one)
+    states = [
+        read_tensors(list_checkpoints(cfg.OUTPUT_DIR)[-1])["model"] for cfg in (whole, parts, one)
+    ]
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+        if "running_mean" in name:  # of the same batches, though each rank saw a part of them
+            torch.testing.assert_close(value, states[2][name], atol=2e-3, rtol=1e-2)
 
 
 def test_torchrun_starts_the_same_program(make_cfg):
     cfg = make_cfg(SOLVER__MAX_EPOCH=1)
     path = Path(cfg.OUTPUT_DIR).with_suffix(".yaml")
     path.write_text(cfg.dump())
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", "0", str(ROOT / "tools" / "run_net.py"), "--cfg", str(path)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", str(ROOT / "tools" / "run_net.py"), "--cfg", str(path)]
     environment = {k: v for k, v in os.environ.items() if not re.match("RANK|WORLD|MASTER", k)}
     done = subprocess.run(
-        command, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        command,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert "2 process(es)" in (Path(cfg.OUTPUT_DIR) / "log.txt").read_text()

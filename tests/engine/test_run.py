@@ -1,17 +1,22 @@
 """Train and test end to end, in one process."""
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tests.engine.conftest import log_of, results_of
 from vmp import engine
-from vmp.engine.checkpoint import list_checkpoints, read_checkpoint
+from vmp.data.clips import Batch
+from vmp.engine.checkpoint import list_checkpoints
+from vmp.engine.normalization import recompute_statistics
 from vmp.engine.progress import NonFiniteLossError
+from vmp.models import VideoModel
+from vmp.solver import ActionLoss
+from vmp.utils.files import read_tensors
 
 MEASURED = ("clips_per_second", "data_wait")  # what the clock decides
 
@@ -65,14 +70,12 @@ def test_stopped_and_resumed_is_the_same_run_to_the_bit(make_cfg, model):
     engine.train(whole)
     parts = make_cfg(model, "parts", **random)
     engine.train(parts)
-    # as if killed after the first epoch: its second checkpoint and log lines never were
+    # as if killed late in the second epoch, before its checkpoint
+    # (the lines beyond it are still there: the resumed run must take them out)
     list_checkpoints(parts.OUTPUT_DIR)[-1].unlink()
-    log = Path(parts.OUTPUT_DIR) / "log.jsonl"
-    lines = log.read_text().splitlines(keepends=True)
-    log.write_text("".join(line for line in lines if json.loads(line)["step"] <= 4))
     engine.train(parts)
 
-    a, b = (read_checkpoint(list_checkpoints(cfg.OUTPUT_DIR)[-1]) for cfg in (whole, parts))
+    a, b = (read_tensors(list_checkpoints(cfg.OUTPUT_DIR)[-1]) for cfg in (whole, parts))
     assert a["step"] == b["step"] == 8
     assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
     assert without_clock(log_of(whole)) == without_clock(log_of(parts))
@@ -117,18 +120,39 @@ def test_reduced_precision_trains_and_tests(make_cfg, model, precision):
     cfg = make_cfg(model, TRAIN__PRECISION=precision, SOLVER__MAX_EPOCH=1)
     engine.run(cfg)
     assert all(np.isfinite(record["loss"]) for record in log_of(cfg))
-    state = read_checkpoint(list_checkpoints(cfg.OUTPUT_DIR)[-1])
+    state = read_tensors(list_checkpoints(cfg.OUTPUT_DIR)[-1])
     assert all(value.dtype != torch.float16 for value in state["model"].values())
     assert bool(state["scaler"]) is (precision == "float16")
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_paths_and_checkpoint(make_cfg):
-    cfg = make_cfg(SOLVER__MAX_EPOCH=1)
-    engine.train(cfg)
-    cfg = make_cfg(SOLVER__MAX_EPOCH=3, SOLVER__BASE_LR=1e30)
-    with pytest.raises(NonFiniteLossError, match=r"step \d+; its clips: .*mp4.*epoch_00001\.pth"):
+def test_a_loss_that_is_not_finite_stops_with_step_paths_and_checkpoint(make_cfg, monkeypatch):
+    cfg = make_cfg(SOLVER__MAX_EPOCH=3)
+    forward = ActionLoss.forward
+    calls = []
+
+    def poisoned(self, logits, variation, target):
+        loss, task = forward(self, logits, variation, target)
+        calls.append(target)
+        return (loss * float("nan"), task) if len(calls) == 7 else (loss, task)
+
+    monkeypatch.setattr(ActionLoss, "forward", poisoned)
+    with pytest.raises(NonFiniteLossError, match=r"step 7; its clips: .*mp4.*epoch_00001\.pth"):
         engine.train(cfg)
     assert [path.name for path in list_checkpoints(cfg.OUTPUT_DIR)] == ["epoch_00001.pth"]
+
+
+def test_weights_that_are_not_finite_are_not_written(make_cfg, monkeypatch):
+    forward = ActionLoss.forward
+
+    def bad_gradient(self, logits, variation, target):
+        loss, task = forward(self, logits, variation, target)
+        return loss + (logits * 0).sum().sqrt(), task  # adds 0, whose gradient is 0 * inf
+
+    monkeypatch.setattr(ActionLoss, "forward", bad_gradient)
+    cfg = make_cfg(SOLVER__MAX_EPOCH=1, TRAIN__BATCH_SIZE=32)
+    with pytest.raises(NonFiniteLossError, match="weights are not finite after step 1"):
+        engine.train(cfg)
+    assert not list_checkpoints(cfg.OUTPUT_DIR)
 
 
 def copy_with_a_broken_video(motionshapes, folder, split):
@@ -166,11 +190,11 @@ def test_resume_wins_over_init_from(make_cfg):
     weights = list_checkpoints(cfg.OUTPUT_DIR)[-1]
     tuned = make_cfg(out="tuned", SOLVER__MAX_EPOCH=1, TRAIN__INIT_FROM=weights)
     engine.train(tuned)
-    assert log_of(tuned, "start")[0]["init_from"] == str(weights)
-    state = read_checkpoint(list_checkpoints(tuned.OUTPUT_DIR)[-1])
+    assert log_of(tuned, "start")[0]["origin"] == f"weights of {weights}"
+    state = read_tensors(list_checkpoints(tuned.OUTPUT_DIR)[-1])
     assert (state["epoch"], state["step"]) == (1, 4)  # neither epoch nor step of the source
-    engine.train(make_cfg(out="tuned", SOLVER__MAX_EPOCH=2, TRAIN__INIT_FROM=weights))
-    assert log_of(tuned, "start")[1]["resumed_from"].endswith("epoch_00001.pth")
+    engine.train(tuned)
+    assert log_of(tuned, "start")[1]["origin"] == "resumed after epoch 1, step 4"
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(make_cfg, caplog):
@@ -181,8 +205,8 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(make_cfg, capl
     newest.write_bytes(whole[: len(whole) // 2])
     engine.train(cfg)
     assert "the one before it is taken" in caplog.text
-    assert log_of(cfg, "start")[1]["resumed_from"].endswith("epoch_00001.pth")
-    assert read_checkpoint(newest)["epoch"] == 2
+    assert log_of(cfg, "start")[1]["origin"] == "resumed after epoch 1, step 4"
+    assert read_tensors(newest)["epoch"] == 2
 
 
 def test_only_the_newest_checkpoints_are_kept(make_cfg):
@@ -197,10 +221,19 @@ def test_precise_statistics_replace_the_running_ones(make_cfg):
     for precise in (False, True):
         cfg = make_cfg("x3d", f"p{precise}", BN__USE_PRECISE_STATS=precise, SOLVER__MAX_EPOCH=1)
         engine.train(cfg)
-        states.append(read_checkpoint(list_checkpoints(cfg.OUTPUT_DIR)[-1])["model"])
+        states.append(read_tensors(list_checkpoints(cfg.OUTPUT_DIR)[-1])["model"])
     moved = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
     assert moved
     assert all("running_" in name or "num_batches" in name for name in moved)
+
+
+def test_precise_statistics_are_the_averages_over_the_batches():
+    model = nn.Sequential(nn.BatchNorm3d(3))
+    clips = [torch.randn(4, 3, 2, 5, 5) * 3 + 1 for _ in range(3)]
+    batches = [Batch(clip, *[torch.zeros(4)] * 3, ()) for clip in clips]
+    recompute_statistics(model, iter(batches), 3, device=torch.device("cpu"))
+    means = torch.stack([clip.mean((0, 2, 3, 4)) for clip in clips])
+    torch.testing.assert_close(model[0].running_mean, means.mean(0))
 
 
 def test_prompts_with_a_rate_of_zero_keep_their_start(make_cfg):
@@ -226,5 +259,78 @@ def test_a_checkpoint_of_another_model_is_refused(make_cfg):
     cfg = make_cfg(SOLVER__MAX_EPOCH=1, PROMPT__ENABLE=False)
     engine.train(cfg)
     weights = list_checkpoints(cfg.OUTPUT_DIR)[-1]
-    with pytest.raises(ValueError, match="lacks or does not fit"):
+    with pytest.raises(ValueError, match=r"differ in prompts\.0"):
         engine.test(make_cfg(out="other", TEST__CHECKPOINT_FILE_PATH=weights))
+
+
+def test_a_prompted_checkpoint_is_not_tested_as_a_baseline(make_cfg):
+    cfg = make_cfg(SOLVER__MAX_EPOCH=1)
+    engine.train(cfg)
+    weights = list_checkpoints(cfg.OUTPUT_DIR)[-1]
+    baseline = make_cfg(out="b", PROMPT__ENABLE=False, TEST__CHECKPOINT_FILE_PATH=weights)
+    with pytest.raises(ValueError, match=r"differ in prompts\.0"):
+        engine.test(baseline)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"RNG_SEED": 1}, "RNG_SEED .0 there, 1 here."),
+        ({"PROMPT__ENABLE": False}, "PROMPT.ENABLE"),
+        ({"SOLVER__WEIGHT_DECAY": 0.5}, "SOLVER.WEIGHT_DECAY"),
+    ],
+)
+def test_a_run_of_another_config_is_not_resumed(make_cfg, change, named):
+    engine.train(make_cfg(SOLVER__MAX_EPOCH=1))
+    with pytest.raises(ValueError, match=f"{named}.*another OUTPUT_DIR"):
+        engine.train(make_cfg(SOLVER__MAX_EPOCH=1, **change))
+
+
+def test_a_run_is_not_begun_over_another(make_cfg):
+    cfg = make_cfg(SOLVER__MAX_EPOCH=1)
+    engine.train(cfg)
+    with pytest.raises(ValueError, match="holds a run and TRAIN.AUTO_RESUME is False"):
+        engine.train(make_cfg(SOLVER__MAX_EPOCH=1, TRAIN__AUTO_RESUME=False))
+
+
+def test_checkpoints_come_every_so_many_epochs_and_at_the_end(make_cfg):
+    cfg = make_cfg(SOLVER__MAX_EPOCH=3, TRAIN__CHECKPOINT_PERIOD=2)
+    engine.train(cfg)
+    names = [path.name for path in list_checkpoints(cfg.OUTPUT_DIR)]
+    assert names == ["epoch_00002.pth", "epoch_00003.pth"]
+
+
+def test_averaged_logits_are_reported_as_probabilities(make_cfg):
+    cfg = make_cfg(SOLVER__MAX_EPOCH=1, TEST__ENSEMBLE="logits")
+    engine.run(cfg)
+    scores = np.load(Path(cfg.OUTPUT_DIR) / "predictions.npz")["scores"]
+    np.testing.assert_allclose(scores.sum(1), 1)
+
+
+@pytest.mark.parametrize("model", ["x3d", "timesformer"])
+def test_the_compile_switch_changes_nothing_but_the_speed(make_cfg, model, monkeypatch):
+    # traced for real, then run as it is: generating code takes a minute
+    compiled = []
+
+    def compile_eagerly(self):
+        compiled.append(self)
+        nn.Module.compile(self, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(VideoModel, "compile", compile_eagerly)
+    losses = []
+    for switch in (False, True):
+        cfg = make_cfg(model, f"c{switch}", MODEL__COMPILE=switch, SOLVER__MAX_EPOCH=1)
+        engine.train(cfg)
+        losses.append([record["loss"] for record in log_of(cfg)])
+    assert len(compiled) == 1
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_no_readable_video_at_all_is_an_error_in_one_line(make_cfg, motionshapes, tmp_path):
+    shutil.copytree(motionshapes, tmp_path / "data")
+    for video in (tmp_path / "data" / "test").iterdir():
+        video.write_bytes(b"not a video")
+    cfg = make_cfg(SOLVER__MAX_EPOCH=1, DATA__PATH_TO_DATA_DIR=tmp_path / "data")
+    engine.train(cfg)
+    with pytest.raises(ValueError, match="none of the 16 videos could be read"):
+        engine.test(cfg)

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,17 @@ def test_a_step_that_fails_is_named_with_its_status(tool):
     tool.step("fine", "-c", "pass")
     with pytest.raises(ValueError, match="broken: failed with status 3"):
         tool.step("broken", "-c", "raise SystemExit(3)")
+
+
+def test_output_is_shown_behind_its_name_and_a_failure_stops_the_other(tool, capsys):
+    slow = tool.start(["-c", "import time; print('here', flush=True); time.sleep(60)"], threads=1)
+    wrong = tool.start(["-c", "raise SystemExit(3)"], threads=1)
+    assert tool.wait_for_all({"slow": slow, "wrong": wrong}) == "wrong"
+    assert (slow.returncode, wrong.returncode) == (-signal.SIGTERM, 3)
+    fine = tool.start(["-c", "import os; print('threads', os.environ['OMP_NUM_THREADS'])"], 2)
+    tool.show("fine", fine)
+    assert tool.wait_for_all({"fine": fine}) == ""
+    assert "fine       | threads 2\n" in capsys.readouterr().out
 
 
 def run(out, *arguments):

@@ -1,6 +1,7 @@
 """How command lines end."""
 
 import pytest
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from vmp.utils.cli import run_cli
 
@@ -12,6 +13,35 @@ def test_what_a_user_got_wrong_is_one_line():
     with pytest.raises(SystemExit) as caught:
         run_cli(main)
     assert caught.value.code == "error: the value, the rule, the way out"
+
+
+def test_an_error_of_a_worker_or_process_is_its_last_line():
+    def worker():
+        raise ValueError(
+            "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n  File x\n"
+            "ValueError: a.mp4: the clip needs 9 frames\n"
+        )
+
+    with pytest.raises(SystemExit) as caught:
+        run_cli(worker)
+    assert caught.value.code == "error: a.mp4: the clip needs 9 frames"
+
+    def process():
+        text = "\n\n-- Process 1 terminated:\nTraceback\nvmp.x.NonFiniteLossError: step 3\n"
+        raise ProcessRaisedException(text, 1, 4711)
+
+    with pytest.raises(SystemExit) as caught:
+        run_cli(process)
+    assert caught.value.code == "error: process 1: step 3"
+
+
+def test_a_full_disk_is_one_line():
+    def main():
+        raise OSError(28, "No space left on device", "runs/a")
+
+    with pytest.raises(SystemExit) as caught:
+        run_cli(main)
+    assert caught.value.code == "error: [Errno 28] No space left on device: 'runs/a'"
 
 
 def test_our_own_errors_keep_their_traceback():

@@ -44,6 +44,10 @@ def test_a_batch_script_that_is_not_a_task_is_a_single_process():
     assert find_placement(script) is None
 
 
+def test_a_step_of_one_task_is_no_launcher():
+    assert find_placement(SRUN | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) is None
+
+
 def test_torchrun_inside_srun_wins():
     assert find_placement(SRUN | TORCHRUN).rank == 3
 
@@ -64,7 +68,7 @@ def test_the_first_host_of_a_list(nodes, first):
 
 
 @pytest.mark.parametrize(
-    "environment", [TORCHRUN | {"RANK": "x"}, {**SRUN, "SLURM_NTASKS": ""}], ids=["rank", "tasks"]
+    "environment", [TORCHRUN | {"RANK": "x"}, SRUN | {"SLURM_PROCID": ""}], ids=["rank", "task"]
 )
 def test_what_is_not_a_number_is_named(environment):
     with pytest.raises(ValueError, match="a whole number is needed"):

@@ -32,10 +32,23 @@ def test_other_ranks_write_nothing(tmp_path):
 
 def test_a_second_run_appends(tmp_path):
     for step in (1, 2):
-        log = RunLog(tmp_path, enabled=True, tensorboard=False)
+        log = RunLog(tmp_path, enabled=True, tensorboard=False, step=step - 1)
         log.write("train", step, {"loss": 1.0})
         log.close()
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_resumed_run_takes_out_what_a_kill_left_beyond_its_checkpoint(tmp_path):
+    log = RunLog(tmp_path, enabled=True, tensorboard=False)
+    for step in (1, 2, 3):
+        log.write("train", step, {"loss": float(step)})
+    log.close()
+    path = tmp_path / "log.jsonl"
+    path.write_text(path.read_text() + '{"kind": "train", "step": 2, "lo')  # cut off by the kill
+    log = RunLog(tmp_path, enabled=True, tensorboard=False, step=2)
+    log.write("train", 3, {"loss": 30.0})
+    log.close()
+    assert [json.loads(line)["loss"] for line in path.open()] == [1.0, 2.0, 30.0]
 
 
 def test_lines_go_to_the_file_of_the_rank_once(tmp_path):

@@ -30,6 +30,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 # key: (lowest, highest) allowed, both included
 RANGES: dict[str, tuple[float, float]] = {
+    "RNG_SEED": (0, math.inf),
     "NUM_GPUS": (0, math.inf),
     "NUM_PROCESSES": (1, math.inf),
     "LOG_PERIOD": (1, math.inf),
@@ -38,10 +39,13 @@ RANGES: dict[str, tuple[float, float]] = {
     "DATA.SAMPLING_RATE": (1, math.inf),
     "DATA.TARGET_FPS": (0, math.inf),
     "DATA.TRAIN_CROP_SIZE": (1, math.inf),
+    "DATA.TEST_CROP_SIZE": (1, math.inf),
     "DATA_LOADER.NUM_WORKERS": (0, math.inf),
     "DATA_LOADER.PREFETCH_FACTOR": (1, math.inf),
     "MODEL.NUM_CLASSES": (2, math.inf),
-    "MODEL.DROPOUT_RATE": (0, 1),
+    "MODEL.DROPOUT_RATE": (0, 0.999),
+    "SLOWFAST.ALPHA": (1, math.inf),
+    "TIMESFORMER.PATCH_SIZE": (1, math.inf),
     "PROMPT.PENALTY": (0, math.inf),
     "PROMPT.LR_MULT": (0, math.inf),
     "PROMPT.WEIGHT_DECAY": (0, math.inf),
@@ -58,7 +62,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "SOLVER.MAX_EPOCH": (1, math.inf),
     "SOLVER.WARMUP_EPOCHS": (0, math.inf),
     "SOLVER.CLIP_GRAD_L2NORM": (0, math.inf),
-    "SOLVER.LABEL_SMOOTHING": (0, 1),
+    "SOLVER.LABEL_SMOOTHING": (0, 0.999),
+    "SOLVER.MOMENTUM": (0, 1),
+    "SOLVER.WEIGHT_DECAY": (0, math.inf),
 }
 
 
@@ -166,10 +172,10 @@ def _check_frames(cfg: CfgNode) -> None:
 
 def _check_crops(cfg: CfgNode) -> None:
     train, test = cfg.DATA.TRAIN_CROP_SIZE, cfg.DATA.TEST_CROP_SIZE
-    low, high = cfg.DATA.TRAIN_JITTER_SCALES[0], cfg.DATA.TRAIN_JITTER_SCALES[-1]
-    if len(cfg.DATA.TRAIN_JITTER_SCALES) != 2 or not train <= low <= high:
+    scales = list(cfg.DATA.TRAIN_JITTER_SCALES)
+    if len(scales) != 2 or not train <= scales[0] <= scales[1]:
         raise ValueError(
-            f"DATA.TRAIN_JITTER_SCALES is {cfg.DATA.TRAIN_JITTER_SCALES}; it must be [low, high] "
+            f"DATA.TRAIN_JITTER_SCALES is {scales}; it must be [low, high] "
             f"with DATA.TRAIN_CROP_SIZE {train} <= low <= high"
         )
     if cfg.MODEL.NAME == "timesformer":
@@ -195,6 +201,8 @@ def _check_crops(cfg: CfgNode) -> None:
 
 def _check_schedule(cfg: CfgNode) -> None:
     solver = cfg.SOLVER
+    if len(solver.BETAS) != 2 or not all(0 <= beta < 1 for beta in solver.BETAS):
+        raise ValueError(f"SOLVER.BETAS is {solver.BETAS}; it must be two values in [0, 1)")
     if solver.WARMUP_EPOCHS >= solver.MAX_EPOCH:
         raise ValueError(
             f"SOLVER.WARMUP_EPOCHS is {solver.WARMUP_EPOCHS:g}; it must be below SOLVER.MAX_EPOCH "

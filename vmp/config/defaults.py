@@ -10,8 +10,9 @@ from fvcore.common.config import CfgNode
 _C = CfgNode()
 
 # ---------------------------------------------------------------- the run
-# Where a run writes: config.yaml, log.jsonl, checkpoints/, tensorboard/, predictions, results.
-_C.OUTPUT_DIR = "runs/default"
+# Where a run writes: config.yaml, log.jsonl, checkpoints/, tensorboard/, predictions, results. "":
+# runs/<folder of the config>/<name of the config>.
+_C.OUTPUT_DIR = ""
 # Seed of every random choice: initialisation, sample order, clips, augmentation, dropout.
 _C.RNG_SEED = 0
 # GPUs of this machine to use, one process each; 0 means the CPU. Started by torchrun or srun, the
@@ -48,8 +49,9 @@ _C.DATA.TEST_CROP_SIZE = 256
 _C.DATA.TRAIN_JITTER_SCALES = [256, 320]
 # Flip half of the training clips left to right. Off where direction tells the class.
 _C.DATA.RANDOM_FLIP = True
-# Mean and standard deviation of the pixels in [0, 1], per channel R, G, B [Z].
+# Mean of the pixels in [0, 1], per channel R, G, B [Z].
 _C.DATA.MEAN = [0.45, 0.45, 0.45]
+# Standard deviation of the same, above 0 [Z].
 _C.DATA.STD = [0.225, 0.225, 0.225]
 # What a clip that reaches past the end of its video does: "hold" repeats the last frame
 # (difference 0), "loop" starts again, as the release does [C], which makes a false motion,
@@ -92,14 +94,19 @@ _C.PROMPT.WEIGHT_DECAY = 0.0
 _C.PROMPT.POWER_NORM = "sigmoid"
 
 _C.PROMPT.SIGMOID = CfgNode()
-# Constants of Eq. 2 [P]: slope a(m) = alpha / (beta |tanh m| + eps), shift b(n) = gamma tanh n.
+# Constants of Eq. 2 [P], each above 0: slope a(m) = alpha / (beta |tanh m| + eps), shift
+# b(n) = gamma tanh n. Numerator of the slope.
 _C.PROMPT.SIGMOID.ALPHA = 5.0
+# Weight of |tanh m|; a is at least alpha / (beta + eps) [P].
 _C.PROMPT.SIGMOID.BETA = 0.45
+# Largest |b| [P].
 _C.PROMPT.SIGMOID.GAMMA = 0.6
+# Keeps a finite, at most alpha / eps [P].
 _C.PROMPT.SIGMOID.EPS = 0.1
-# Start of m and n. None: drawn from a normal distribution, mean 1e-5, deviation 1 [P]. m = 0 is
-# refused: its gradient is 0 there.
+# Start of m. None: drawn from a normal distribution, mean 1e-5, deviation 1 [P]. A learnable m of 0
+# is refused: its gradient is 0 there.
 _C.PROMPT.SIGMOID.M = None
+# Start of n, likewise.
 _C.PROMPT.SIGMOID.N = None
 # Learn m and n; off keeps the start.
 _C.PROMPT.SIGMOID.LEARNABLE = True
@@ -108,21 +115,25 @@ _C.PROMPT.SIGMOID.LEARNABLE = True
 _C.PROMPT.GAMMA = CfgNode()
 # p ** exponent, 0 < exponent < 1.
 _C.PROMPT.GAMMA.EXPONENT = 0.30
+# Learn the exponent; it keeps to its range.
 _C.PROMPT.GAMMA.LEARNABLE = False
 
 _C.PROMPT.MAXEXP = CfgNode()
 # 1 - (1 - p) ** eta, eta > 1.
 _C.PROMPT.MAXEXP.ETA = 3.35
+# Learn eta; it keeps to its range.
 _C.PROMPT.MAXEXP.LEARNABLE = False
 
 _C.PROMPT.SIGME = CfgNode()
 # 2 / (1 + exp(-eta p)) - 1, eta > 1.
 _C.PROMPT.SIGME.ETA = 7.95
+# Learn eta; it keeps to its range.
 _C.PROMPT.SIGME.LEARNABLE = False
 
 _C.PROMPT.ASINHE = CfgNode()
 # asinh(gamma p) / asinh(gamma), gamma > 0.
 _C.PROMPT.ASINHE.GAMMA = 100.0
+# Learn gamma; it keeps to its range.
 _C.PROMPT.ASINHE.LEARNABLE = False
 
 # ---------------------------------------------------------------- models
@@ -142,8 +153,9 @@ _C.MODEL.COMPILE = False
 _C.SLOWFAST = CfgNode()
 # Layers of the ResNet: 18, 50 or 101.
 _C.SLOWFAST.DEPTH = 50
-# Channels of the slow pathway's stem; those of the fast one are BETA_INV times fewer [Z].
+# Channels of the slow pathway's stem [Z].
 _C.SLOWFAST.WIDTH = 64
+# The fast pathway has this many times fewer channels; divides WIDTH [Z].
 _C.SLOWFAST.BETA_INV = 8
 # The slow pathway sees one frame in ALPHA; divides NUM_FRAMES. 4 for 8x8, 8 for 4x16 [Z].
 _C.SLOWFAST.ALPHA = 4
@@ -153,23 +165,30 @@ _C.SLOWFAST.FUSION_KERNEL_SZ = 7
 _C.SLOWFAST.FUSION_CONV_CHANNEL_RATIO = 2
 
 _C.C2D = CfgNode()
+# Layers of the ResNet: 50, 101 or 152 [Z].
 _C.C2D.DEPTH = 50
+# Channels of the stem [Z].
 _C.C2D.WIDTH = 64
 # Temporal max pool after res2, as in PySlowFast's C2D_8x8_R50. Its zoo checkpoint (C2D_NOPOOL)
 # has none; weights fit both without complaint.
 _C.C2D.TEMPORAL_POOL = True
 
 _C.I3D = CfgNode()
+# Layers of the ResNet: 50, 101 or 152 [Z].
 _C.I3D.DEPTH = 50
+# Channels of the stem [Z].
 _C.I3D.WIDTH = 64
 
 _C.X3D = CfgNode()
-# Expansion factors [Z]: XS, S, M have width 2.0, depth 2.2; L has depth 5.0.
+# Expands the channels: 2.0 for XS, S, M and L [Z].
 _C.X3D.WIDTH_FACTOR = 2.0
+# Expands the blocks of each stage: 2.2 for XS, S and M, 5.0 for L [Z].
 _C.X3D.DEPTH_FACTOR = 2.2
+# Inner over outer channels of a block [Z].
 _C.X3D.BOTTLENECK_FACTOR = 2.25
-# Channels before the stem's expansion, and of the head's hidden layer [Z].
+# Channels of the stem before expansion [Z].
 _C.X3D.DIM_C1 = 12
+# Channels of the head's hidden layer [Z].
 _C.X3D.DIM_C5 = 2048
 # Norm after the strided shortcut of the first block, as PySlowFast has it. pytorchvideo's own
 # checkpoints were trained without: set False to load those.
@@ -180,10 +199,13 @@ _C.TIMESFORMER = CfgNode()
 _C.TIMESFORMER.ATTENTION_TYPE = "divided_space_time"
 # Side of a patch, pixels; divides both crop sizes.
 _C.TIMESFORMER.PATCH_SIZE = 16
-# Width, blocks, heads, hidden-layer ratio: ViT-B [Z].
+# Channels of a token; 768 is ViT-B [Z].
 _C.TIMESFORMER.EMBED_DIM = 768
+# Blocks [Z].
 _C.TIMESFORMER.DEPTH = 12
+# Attention heads; divides EMBED_DIM [Z].
 _C.TIMESFORMER.NUM_HEADS = 12
+# Channels of the hidden layer over EMBED_DIM [Z].
 _C.TIMESFORMER.MLP_RATIO = 4.0
 # Stochastic depth, from 0 at the first block to this at the last [Z].
 _C.TIMESFORMER.DROP_PATH_RATE = 0.1
@@ -191,15 +213,16 @@ _C.TIMESFORMER.DROP_PATH_RATE = 0.1
 _C.BN = CfgNode()
 # Batch statistics over all ranks instead of each rank's own.
 _C.BN.SYNC = False
-# Before each evaluation, recompute the running statistics over NUM_BATCHES_PRECISE training
-# batches [Z].
+# Before each evaluation and checkpoint, recompute the running statistics over training batches [Z].
 _C.BN.USE_PRECISE_STATS = False
+# Batches for that [Z]; at most those of an epoch are taken.
 _C.BN.NUM_BATCHES_PRECISE = 200
 # Weight decay of normalisation layers' parameters and of biases [Z].
 _C.BN.WEIGHT_DECAY = 0.0
 
 # ---------------------------------------------------------------- training
 _C.TRAIN = CfgNode()
+# Train.
 _C.TRAIN.ENABLE = True
 # "utinteraction", "motionshapes" or "csv", a list of your own.
 _C.TRAIN.DATASET = "csv"
@@ -223,18 +246,20 @@ _C.TRAIN.INIT_FROM = ""
 _C.TRAIN.INIT_STRICT = True
 # "float32", "bfloat16" or "float16" (with loss scaling).
 _C.TRAIN.PRECISION = "float32"
-# Mix two samples of a batch: Beta parameter of mixup and of cutmix, 0 switches one off. Both on:
-# one of them is drawn per batch.
+# Mix two clips of a rank's batch and their labels by mixup: parameter of the Beta distribution that
+# the share is drawn from, 0 is off. With cutmix on too, one of the two is drawn per batch.
 _C.TRAIN.MIXUP_ALPHA = 0.0
+# The same for cutmix.
 _C.TRAIN.CUTMIX_ALPHA = 0.0
 
 _C.TEST = CfgNode()
+# Test, after the training if there is one.
 _C.TEST.ENABLE = True
 # Clips of one forward pass, over all ranks.
 _C.TEST.BATCH_SIZE = 64
-# Clips per video, evenly spaced in time, and crops per clip: 1 (centre) or 3 (left, centre,
-# right, or top to bottom). 10 x 3 [Z], TimeSformer 1 x 3 [Z][C].
+# Clips per video, evenly spaced in time: 10, TimeSformer 1 [Z][C].
 _C.TEST.NUM_ENSEMBLE_VIEWS = 10
+# Crops per clip: 1 (centre) or 3 (left, centre, right, or top to bottom) [Z][C].
 _C.TEST.NUM_SPATIAL_CROPS = 3
 # What is averaged over the views: "softmax" [Z], or "logits", as TimeSformer does [Z].
 _C.TEST.ENSEMBLE = "softmax"
@@ -251,14 +276,19 @@ _C.SOLVER.BASE_LR = 0.005
 _C.SOLVER.LR_POLICY = "cosine"
 # Learning rate at the end of the cosine.
 _C.SOLVER.COSINE_END_LR = 0.0
-# Epochs at which a step begins, the first 0, and what BASE_LR is multiplied with in each.
+# Epochs at which a step begins, the first 0 [C].
 _C.SOLVER.STEPS = [0, 11, 14]
+# What BASE_LR is multiplied with from each of STEPS on [C].
 _C.SOLVER.LRS = [1.0, 0.1, 0.01]
+# Epochs; the schedule ends with the last.
 _C.SOLVER.MAX_EPOCH = 30
-# Epochs of linear warm-up from WARMUP_START_LR to the schedule.
+# Epochs of linear warm-up to the schedule, may be a fraction [Z].
 _C.SOLVER.WARMUP_EPOCHS = 0.0
+# Learning rate at the start of the warm-up.
 _C.SOLVER.WARMUP_START_LR = 0.0
+# Momentum of SGD, 0 to 1 [P].
 _C.SOLVER.MOMENTUM = 0.9
+# Nesterov momentum of SGD [Z][C].
 _C.SOLVER.NESTEROV = True
 # Weight decay; norms and biases have BN.WEIGHT_DECAY, prompts PROMPT.WEIGHT_DECAY. [P]: 1e-4.
 _C.SOLVER.WEIGHT_DECAY = 1e-4

@@ -29,9 +29,19 @@ def load_cfg(path: str | Path | None, opts: Sequence[str] = ()) -> CfgNode:
     if path is not None:
         _merge(cfg, _read(Path(path)), where=str(path))
     _merge(cfg, _parse(opts), where="the command line")
+    if not cfg.OUTPUT_DIR:
+        cfg.OUTPUT_DIR = _own_folder(path)
     check_cfg(cfg)
     cfg.freeze()
     return cfg
+
+
+def _own_folder(path: str | Path | None) -> str:
+    """Return runs/<folder>/<name> of a config, so that two recipes do not write into one place."""
+    if path is None:
+        return "runs/default"
+    absolute = Path(path).absolute()
+    return str(Path("runs", absolute.parent.name, absolute.stem))
 
 
 def _read(path: Path) -> dict[str, Any]:

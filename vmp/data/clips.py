@@ -121,7 +121,7 @@ class ClipDataset(Dataset[Sample]):
         """Return the clip of (epoch, index), or of the next readable index if it is replaced.
 
         Raises:
-            RuntimeError: it is to be replaced, and the following items can't be decoded either.
+            ValueError: it is to be replaced, and the following items can't be decoded either.
             ValueError: the clip is longer than its video and the policy is "error", or the crop
                 is larger than the frame.
         """
@@ -139,7 +139,7 @@ class ClipDataset(Dataset[Sample]):
                 return Sample(clip, record.label, video, view, tuple(failures))
         if self.replacements:
             listed = "; ".join(f"{failure.path}: {failure.reason}" for failure in failures)
-            raise RuntimeError(f"{len(failures)} clips in a row can't be decoded: {listed}")
+            raise ValueError(f"{len(failures)} clips in a row can't be decoded: {listed}")
         return Sample(None, record.label, video, view, tuple(failures))
 
     def _clip(self, record: VideoRecord, view: int, rng: np.random.Generator) -> Tensor:

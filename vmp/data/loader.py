@@ -177,7 +177,7 @@ class ClipLoader:
         """Return the batches of an epoch, from batch `start` on.
 
         Raises:
-            RuntimeError: a worker was killed, or too many clips in a row can't be decoded; what
+            RuntimeError: a worker was killed. ValueError: too many clips in a row fail. What
                 a worker raises comes with its own message and trace.
         """
         self._keys.epoch = epoch

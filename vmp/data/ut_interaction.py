@@ -49,7 +49,8 @@ def class_names(root: str) -> tuple[str, ...]:
 
 
 def _scan(folder: Path) -> list[VideoRecord]:
-    clips = sorted(folder.glob("*.avi"), key=lambda clip: int(clip.name.split("_")[0]))
+    # not the hidden files that some systems leave beside each file
+    clips = sorted(folder.glob("[!.]*.avi"), key=lambda clip: (len(clip.stem), clip.stem))
     if not clips:
         raise ValueError(
             f"no clips in {folder}; DATA.PATH_TO_DATA_DIR must hold segmented_set1 and "

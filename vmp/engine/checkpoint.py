@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vmp.utils.files import write_atomically
+from vmp.utils.files import read_tensors, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -33,26 +33,12 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 0) -> None
         state: what to write.
         keep: checkpoints of the run that stay, newest first; 0 keeps all.
     """
+    for partial in path.parent.glob(".epoch_*.partial"):  # of a run that was killed
+        partial.unlink(missing_ok=True)
     write_atomically(path, lambda file: torch.save(state, file))
     if keep:
         for old in list_checkpoints(path.parents[1])[:-keep]:
             old.unlink(missing_ok=True)
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; nothing in it is executed.
-
-    Raises:
-        ValueError: it is missing, damaged, or holds other things than tensors and plain values.
-    """
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"there is no checkpoint {path}") from None
-    except Exception as error:  # torch.load has no common error for what a damaged file can do
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} can't be read as a checkpoint ({reason})") from error
-    return state
 
 
 def read_newest(output_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
@@ -62,7 +48,7 @@ def read_newest(output_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
     """
     for path in reversed(list_checkpoints(output_dir)):
         try:
-            return path, read_checkpoint(path)
+            return path, read_tensors(path)
         except ValueError as error:
             logger.warning("%s; the one before it is taken", error)
     return None

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from vmp.data import ClipLoader
 from vmp.data.clips import Failure
 from vmp.data.records import VideoRecord
+from vmp.engine.progress import progress_bar
 from vmp.engine.step import autocast
 from vmp.metrics import METRICS, confusion_matrix, ensemble_views, per_class_table
 from vmp.models import VideoModel
@@ -27,7 +28,8 @@ class Predictions(NamedTuple):
     """What a model says of the videos of a split.
 
     Attributes:
-        scores: (M, C) float64 of the M evaluated videos, the mean over their views.
+        scores: (M, C) float64 probabilities of the M evaluated videos: the mean over their views
+            of the softmax, or the softmax of the mean logits.
         labels: (M,) int64.
         video: (M,) int64, indices into the records.
         loss: mean cross-entropy of all views evaluated, nan if there are none.
@@ -69,14 +71,16 @@ def predict(
     logits: list[Tensor] = []
     views: list[Tensor] = []  # rows (video, view, label)
     failures: list[Failure] = []
-    for batch in loader.epoch(0):
-        failures += batch.failures
-        if not len(batch.label):
-            continue
-        with autocast(device, precision):
-            output = model(batch.clip.to(device, non_blocking=True))
-        logits.append(output.logits.float().cpu())
-        views.append(torch.stack([batch.video, batch.view, batch.label], dim=1))
+    with progress_bar(len(loader), "evaluate") as bar:
+        for batch in loader.epoch(0):
+            bar.update()
+            failures += batch.failures
+            if not len(batch.label):
+                continue
+            with autocast(device, precision):
+                output = model(batch.clip.to(device, non_blocking=True))
+            logits.append(output.logits.float().cpu())
+            views.append(torch.stack([batch.video, batch.view, batch.label], dim=1))
     model.train(was_training)
     gathered = gather_objects((logits, views, failures))
     return _combine(
@@ -103,12 +107,15 @@ def _combine(
     order = (table[:, 0] * loader.num_views + table[:, 1]).argsort()
     video, view, label = table[order].unbind(1)
     values = torch.cat(list(logits))[order].double()
-    scores = values.softmax(1) if ensemble == "softmax" else values
-    result = ensemble_views(scores, video, view, len(loader.records), loader.num_views)
+    averaged = values.softmax(1) if ensemble == "softmax" else values
+    result = ensemble_views(averaged, video, view, len(loader.records), loader.num_views)
     _check_complete(result.incomplete, failures)
+    if not len(result.video):
+        raise ValueError(f"no video could be read with all of its views: {failures[0]}")
+    scores = result.scores if ensemble == "softmax" else result.scores.softmax(1)
     labels = torch.tensor([loader.records[index].label for index in result.video.tolist()])
     loss = float(F.cross_entropy(values, label))
-    return Predictions(result.scores, labels, result.video, loss, len(values), tuple(failures))
+    return Predictions(scores, labels, result.video, loss, len(values), tuple(failures))
 
 
 def _check_complete(incomplete: Sequence[int], failures: Sequence[Failure]) -> None:
@@ -146,7 +153,8 @@ def write_results(
 ) -> dict[str, Any]:
     """Write predictions.npz and test_results.json, and return what the latter holds.
 
-    Nothing in it depends on the machine or on the time, so two runs can be compared as files.
+    Apart from the paths of videos nothing in them depends on the machine or the time, so that the
+    results of two runs can be compared as files.
     """
     folder = Path(output_dir)
     results = {

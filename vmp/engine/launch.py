@@ -39,7 +39,7 @@ def launch(
     placement = find_placement(os.environ)
     local = num_gpus or num_processes
     if num_gpus:
-        _check_gpus(num_gpus if placement is None else placement.local_rank + 1)
+        _check_gpus(num_gpus if placement is None else 1)
     if placement is not None:
         _run(function, argument, placement, bool(num_gpus), timeout)
     elif local == 1:
@@ -59,6 +59,14 @@ def _check_gpus(wanted: int) -> None:
             f"{wanted} GPU(s) are needed on this machine and {there} can be used; "
             f"set NUM_GPUS {there}" + (", which means the CPU" if there == 0 else "")
         )
+
+
+def _own_gpu(local_rank: int) -> int:
+    """Return the GPU of a process; where it sees only one (srun --gpus-per-task=1), that one."""
+    if torch.cuda.device_count() == 1:
+        return 0
+    _check_gpus(local_rank + 1)
+    return local_rank
 
 
 def _free_port() -> int:
@@ -97,13 +105,14 @@ def _run(
         MASTER_ADDR=placement.address,
         MASTER_PORT=str(placement.port),
     )
+    gpu = _own_gpu(placement.local_rank) if gpus else 0
     if gpus:
-        torch.cuda.set_device(placement.local_rank)
+        torch.cuda.set_device(gpu)
     dist.init_process_group(
         "nccl" if gpus else "gloo",
         init_method="env://",
         timeout=datetime.timedelta(seconds=timeout),
-        device_id=torch.device("cuda", placement.local_rank) if gpus else None,
+        device_id=torch.device("cuda", gpu) if gpus else None,
     )
     try:
         function(argument)

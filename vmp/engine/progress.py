@@ -1,18 +1,28 @@
 """What is told of a training while it goes on, and the watch for losses that are not finite."""
 
 import logging
+import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from vmp.data.clips import Batch
 from vmp.data.records import VideoRecord
-from vmp.utils.distributed import average, gather_objects, get_world_size
+from vmp.utils.distributed import average, gather_objects, get_world_size, is_main
 
 logger = logging.getLogger(__name__)
+
+
+def progress_bar(total: int, title: str) -> "tqdm[Any]":
+    """Return a bar of `total` steps; it shows on rank 0 of a run in a terminal."""
+    silent = not (is_main() and sys.stderr.isatty())
+    return tqdm(total=total, desc=title, disable=silent, leave=False)
 
 
 class NonFiniteLossError(RuntimeError):
@@ -86,7 +96,7 @@ class Progress:
             [torch.stack([scalars[name].float() for name in names]) for scalars in self._scalars]
         )
         losses = table[:, names.index("loss")].tolist()
-        first_step = step - len(losses)
+        first_step = step - len(losses) + 1  # updates are counted from 1
         elapsed = time.perf_counter() - self._began
         counts = torch.tensor([self._clips / elapsed, waited / elapsed, float(self._replaced)])
         means = average(torch.cat([table.mean(0), counts.to(table)])).tolist()
@@ -99,7 +109,7 @@ class Progress:
         return values
 
     def _raise_if_not_finite(self, losses: list[float], first_step: int) -> None:
-        bad = [number for number, loss in enumerate(losses) if loss - loss != 0]
+        bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
         mine = (first_step + bad[0], self._videos[bad[0]]) if bad else None
         found = [place for place in gather_objects(mine) if place is not None]
         if not found:

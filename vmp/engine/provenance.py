@@ -1,6 +1,9 @@
-"""What made a result: the config that decides numbers, the weights, the code."""
+"""What made a result: the config that decides numbers, the weights, the code, the machine."""
 
 import hashlib
+import os
+import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,9 @@ from torch import nn
 import vmp
 from vmp.models import VideoModel
 from vmp.prompts import MotionPrompt
-from vmp.utils.files import git_commit, sha256
+from vmp.utils.files import read_tensors, sha256
 
-# Keys that say where and how fast, not what: they may differ between runs of equal results.
+# Keys that say where, when and how fast, not what: they may differ between runs of equal results.
 INCIDENTAL = (
     "OUTPUT_DIR",
     "NUM_GPUS",
@@ -25,26 +28,70 @@ INCIDENTAL = (
     "DIST_TIMEOUT",
     "LOG_PERIOD",
     "TENSORBOARD",
+    "DATA.PATH_TO_DATA_DIR",
     "DATA_LOADER",
+    "TRAIN.ENABLE",
+    "TRAIN.AUTO_RESUME",
+    "TRAIN.EVAL_PERIOD",
+    "TRAIN.CHECKPOINT_PERIOD",
+    "TRAIN.CHECKPOINT_KEEP",
+    "TEST.ENABLE",
+    "TEST.CHECKPOINT_FILE_PATH",
+    "TEST.BATCH_SIZE",
 )
+
+
+def deciding_config(text: str) -> dict[str, Any]:
+    """Return {dotted key: value} of what decides numbers in a dumped config."""
+    flat = _flatten(yaml.safe_load(text))
+    return {
+        key: value
+        for key, value in flat.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in INCIDENTAL)
+    }
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, prefix=f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def training_differences(stored: str, present: str) -> list[str]:
+    """Return `KEY (there, here)` for each key by which the training of two configs differs."""
+    there, here = deciding_config(stored), deciding_config(present)
+    return [
+        f"{key} ({there.get(key)} there, {here.get(key)} here)"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key) and not key.startswith(("TEST.", "TRAIN.INIT_"))
+    ]
+
+
+def hash_config(text: str) -> str:
+    """Return the SHA-256 of what decides numbers in a dumped config."""
+    return sha256(yaml.safe_dump(deciding_config(text), sort_keys=True).encode())
 
 
 def build_provenance(cfg: CfgNode, model: VideoModel, checkpoint: Path) -> dict[str, Any]:
     """Return what to write beside a result, none of which depends on the time or the machine.
 
-    Keys: config (what of it decides numbers), config_sha256, seed, checkpoint (file name),
-    weights_sha256, prompts (learned parameters and f(0)), versions, git_commit.
+    Keys: prompts (learned parameters and f(0)), seed, config (what of it decides numbers),
+    config_sha256, checkpoint (file name), weights_sha256, trained (what the checkpoint says of its
+    training: epoch, step, seed, config_sha256; empty for weights of others), versions, git_commit.
     """
-    config = yaml.safe_load(cfg.dump())
-    config = {key: value for key, value in config.items() if key not in INCIDENTAL}
-    config["TEST"].pop("CHECKPOINT_FILE_PATH")  # the weights' hash says which
+    text = cfg.dump()
     return {
         "prompts": describe_prompts(model),
         "seed": cfg.RNG_SEED,
+        "config": deciding_config(text),
+        "config_sha256": hash_config(text),
         "checkpoint": checkpoint.name,
         "weights_sha256": hash_weights(model),
-        "config_sha256": sha256(yaml.safe_dump(config, sort_keys=True).encode()),
-        "config": config,
+        "trained": describe_training(checkpoint),
         "versions": {
             "vmp": vmp.__version__,
             "torch": torch.__version__,
@@ -53,6 +100,19 @@ def build_provenance(cfg: CfgNode, model: VideoModel, checkpoint: Path) -> dict[
             "fvcore": fvcore.__version__,
         },
         "git_commit": git_commit(),
+    }
+
+
+def describe_training(checkpoint: Path) -> dict[str, Any]:
+    """Return epoch, step, seed and config hash of one of our checkpoints, {} for others."""
+    state = read_tensors(checkpoint)
+    if not (isinstance(state, dict) and {"epoch", "step", "config"} <= state.keys()):
+        return {}
+    return {
+        "epoch": state["epoch"],
+        "step": state["step"],
+        "seed": yaml.safe_load(state["config"])["RNG_SEED"],
+        "config_sha256": hash_config(state["config"]),
     }
 
 
@@ -73,3 +133,33 @@ def hash_weights(model: nn.Module) -> str:
         digest.update(f"{name}|{tuple(value.shape)}|{value.dtype}|".encode())
         digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def git_commit() -> str:
+    """Return the commit of the checkout that this code lies in, "+changes" if it was edited.
+
+    "unknown" where there is no git or no checkout.
+    """
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40"]
+    try:
+        found = subprocess.run(
+            [*command, "--exclude=*", "--dirty=+changes"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def describe_machine() -> dict[str, str]:
+    """Return what of the machine decides the last digits: versions, GPU, threads, cores."""
+    return {
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "threads": str(torch.get_num_threads()),
+        "cpus": str(os.cpu_count()),
+    }

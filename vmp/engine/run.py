@@ -1,16 +1,20 @@
-"""Train and test as a config says. Apart from `build_*`, cfg is read here and nowhere else."""
+"""Train and test as a config says.
 
+cfg is read here in `run`, `train`, `test` and the `build_*` functions, and nowhere else; the
+rest take plain arguments.
+"""
+
+import contextlib
 import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vmp.data import ClipLoader, build_loader
@@ -22,19 +26,25 @@ from vmp.engine.checkpoint import (
 )
 from vmp.engine.evaluate import compute_metrics, count_videos, predict, write_results
 from vmp.engine.normalization import average_buffers, recompute_statistics
-from vmp.engine.progress import NonFiniteLossError, Progress, Waiting
-from vmp.engine.provenance import build_provenance, describe_prompts
+from vmp.engine.progress import NonFiniteLossError, Progress, Waiting, progress_bar
+from vmp.engine.provenance import (
+    build_provenance,
+    describe_machine,
+    describe_prompts,
+    training_differences,
+)
 from vmp.engine.step import Learner, train_step
 from vmp.models import VideoModel, build_model, load_pretrained, model_cost
 from vmp.solver import ActionLoss, build_mixing, build_optimizer, build_schedule
 from vmp.utils.distributed import (
+    any_rank,
     barrier,
-    environment_summary,
+    broadcast_object,
     get_rank,
     get_world_size,
     is_main,
 )
-from vmp.utils.files import write_text
+from vmp.utils.files import read_tensors, write_text
 from vmp.utils.logging import RunLog, readable, setup_logging
 
 logger = logging.getLogger(__name__)
@@ -43,46 +53,88 @@ logger = logging.getLogger(__name__)
 def run(cfg: CfgNode) -> None:
     """Train, then test, as TRAIN.ENABLE and TEST.ENABLE say; in every process of the run."""
     setup_logging(cfg.OUTPUT_DIR, rank=get_rank())
-    if is_main():
-        write_text(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
-    logger.info("%d process(es), %s", get_world_size(), environment_summary())
-    if cfg.TRAIN.ENABLE:
-        train(cfg)
-        barrier()
-    if cfg.TEST.ENABLE:
-        test(cfg)
+    logger.info("%d process(es), %s", get_world_size(), describe_machine())
+    try:
+        if cfg.TRAIN.ENABLE:
+            train(cfg)
+            barrier()
+        if cfg.TEST.ENABLE:
+            test(cfg)
+    except Exception:
+        logger.debug("the run failed", exc_info=True)  # into the file
+        raise
 
 
 # ---------------------------------------------------------------- training
+
+
+class Plan(NamedTuple):
+    """When what happens in a training, and where it is written."""
+
+    output_dir: Path
+    max_epoch: int
+    accumulate: int  # micro-batches of an update
+    log_period: int  # updates
+    eval_period: int  # epochs, 0: never
+    checkpoint_period: int  # epochs
+    checkpoint_keep: int
+    precise_batches: int  # 0: no precise batch statistics
+    config: str  # all of it, as text
+
+
+def build_plan(cfg: CfgNode) -> Plan:
+    """Take what the epochs need out of the config."""
+    return Plan(
+        output_dir=Path(cfg.OUTPUT_DIR),
+        max_epoch=cfg.SOLVER.MAX_EPOCH,
+        accumulate=max(1, cfg.TRAIN.GLOBAL_BATCH_SIZE // cfg.TRAIN.BATCH_SIZE),
+        log_period=cfg.LOG_PERIOD,
+        eval_period=cfg.TRAIN.EVAL_PERIOD,
+        checkpoint_period=cfg.TRAIN.CHECKPOINT_PERIOD,
+        checkpoint_keep=cfg.TRAIN.CHECKPOINT_KEEP,
+        precise_batches=cfg.BN.NUM_BATCHES_PRECISE if cfg.BN.USE_PRECISE_STATS else 0,
+        config=cfg.dump(),
+    )
 
 
 def train(cfg: CfgNode) -> None:
     """Train a model from scratch, from TRAIN.INIT_FROM, or from where the run stopped.
 
     Raises:
-        NonFiniteLossError: the loss became NaN or infinite; on all ranks.
-        ValueError: data, weights or a checkpoint do not fit the config.
+        NonFiniteLossError: the loss or the weights became NaN or infinite; on all ranks.
+        ValueError: data, weights or what lies in OUTPUT_DIR do not fit the config.
     """
     loader = build_loader(cfg, "train", get_rank(), get_world_size())
     validation = None
     if cfg.TRAIN.EVAL_PERIOD:
         validation = build_loader(cfg, "val", get_rank(), get_world_size())
     learner = build_learner(cfg)
-    _log_model(cfg, learner.model)
-    start = _restore(cfg, learner)
-    log = RunLog(cfg.OUTPUT_DIR, enabled=is_main(), tensorboard=cfg.TENSORBOARD)
-    log.write("start", learner.step, start | {"environment": environment_summary()})
+    log_cost(learner.model, cfg.DATA.NUM_FRAMES, cfg.DATA.TEST_CROP_SIZE)
+    if cfg.MODEL.COMPILE:  # after its cost was traced, which can't be done to a compiled model
+        learner.model.compile()
+    plan = build_plan(cfg)
+    if _resume(learner, plan, allowed=cfg.TRAIN.AUTO_RESUME):
+        origin = f"resumed after epoch {learner.epoch}, step {learner.step}"
+    elif cfg.TRAIN.INIT_FROM:
+        load_pretrained(learner.model, cfg.TRAIN.INIT_FROM, strict=cfg.TRAIN.INIT_STRICT)
+        origin = f"weights of {cfg.TRAIN.INIT_FROM}"
+    else:
+        origin = f"from scratch, seed {cfg.RNG_SEED}"
+    logger.info(origin)
+    if is_main():
+        write_text(plan.output_dir / "config.yaml", plan.config)
+    log = RunLog(plan.output_dir, enabled=is_main(), tensorboard=cfg.TENSORBOARD, step=learner.step)
+    log.write("start", learner.step, {"origin": origin, "machine": describe_machine()})
     try:
-        for epoch in range(learner.epoch, cfg.SOLVER.MAX_EPOCH):
-            _train_epoch(cfg, learner, loader, epoch, log)
-            learner.epoch = epoch + 1
-            _finish_epoch(cfg, learner, loader, validation, log)
+        for epoch in range(learner.epoch, plan.max_epoch):
+            _train_epoch(learner, loader, epoch, plan, log)
+            _finish_epoch(learner, loader, validation, plan, log)
     except NonFiniteLossError as error:
-        kept = list_checkpoints(cfg.OUTPUT_DIR)
+        kept = list_checkpoints(plan.output_dir)
         good = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
         raise NonFiniteLossError(
-            f"{error}; {good}. Lower SOLVER.BASE_LR, set SOLVER.CLIP_GRAD_L2NORM, or "
-            "TRAIN.PRECISION float32"
+            f"{error}; {good}. Start again in another OUTPUT_DIR, from it with TRAIN.INIT_FROM if "
+            "you like, with a lower SOLVER.BASE_LR, SOLVER.CLIP_GRAD_L2NORM or float32"
         ) from None
     finally:
         log.close()
@@ -96,8 +148,6 @@ def build_learner(cfg: CfgNode) -> Learner:
     optimizer = build_optimizer(cfg, model)
     if cfg.MODEL.CHANNELS_LAST:
         _to_channels_last(model)
-    if cfg.MODEL.COMPILE:
-        model.compile()
     precision = getattr(torch, cfg.TRAIN.PRECISION)
     return Learner(
         model=model,
@@ -138,33 +188,42 @@ def _parallel(model: nn.Module, device: torch.device) -> nn.Module:
     )
 
 
-def _log_model(cfg: CfgNode, model: VideoModel) -> None:
-    cost = model_cost(model, cfg.DATA.NUM_FRAMES, cfg.DATA.TRAIN_CROP_SIZE)
-    logger.info(
-        "%s%s: %.2f M parameters, %.2f G multiply-adds per view of %d frames at %d x %d",
-        cfg.MODEL.NAME,
-        f" with motion prompts on pathways {cfg.PROMPT.PATHWAYS}" if cfg.PROMPT.ENABLE else "",
-        cost.parameters / 1e6,
-        cost.multiply_adds / 1e9,
-        cfg.DATA.NUM_FRAMES,
-        cfg.DATA.TRAIN_CROP_SIZE,
-        cfg.DATA.TRAIN_CROP_SIZE,
-    )
+def log_cost(model: VideoModel, num_frames: int, crop_size: int) -> None:
+    """Say how large the model is and what one test view costs; on rank 0."""
+    if is_main():
+        cost = model_cost(model, num_frames, crop_size)
+        logger.info("%s: %d frames of %d x %d pixels", cost, num_frames, crop_size, crop_size)
 
 
-def _restore(cfg: CfgNode, learner: Learner) -> dict[str, Any]:
-    """Put the learner where the run stopped, else at INIT_FROM, else leave it; say which."""
-    found = read_newest(cfg.OUTPUT_DIR) if cfg.TRAIN.AUTO_RESUME else None
-    if found is not None:
-        path, state = found
-        _load_state(learner, state)
-        logger.info("resumed from %s: epoch %d, step %d", path, learner.epoch, learner.step)
-        return {"resumed_from": str(path)}
-    if cfg.TRAIN.INIT_FROM:
-        load_pretrained(learner.model, cfg.TRAIN.INIT_FROM, strict=cfg.TRAIN.INIT_STRICT)
-        return {"init_from": cfg.TRAIN.INIT_FROM}
-    logger.info("from scratch, seed %d", cfg.RNG_SEED)
-    return {"init_from": ""}
+def _resume(learner: Learner, plan: Plan, *, allowed: bool) -> bool:
+    """Put the learner where the run in `plan.output_dir` stopped; say whether there was one.
+
+    Rank 0 chooses the checkpoint, so that all ranks go on from the same.
+
+    Raises:
+        ValueError: there is a run and `allowed` is False, or it was made with another config.
+    """
+    if not allowed:
+        if broadcast_object(bool(list_checkpoints(plan.output_dir))):
+            raise ValueError(
+                f"{plan.output_dir} holds a run and TRAIN.AUTO_RESUME is False; take another "
+                "OUTPUT_DIR or delete it"
+            )
+        return False
+    found = read_newest(plan.output_dir) if is_main() else None
+    path = broadcast_object(None if found is None else found[0])
+    if path is None:
+        return False
+    state = read_tensors(path) if found is None else found[1]
+    differences = training_differences(state["config"], plan.config)
+    if differences:
+        raise ValueError(
+            f"{plan.output_dir} holds a run of another config: {', '.join(differences)}; give the "
+            f"same values, take another OUTPUT_DIR, or start from its weights there with "
+            "TRAIN.INIT_FROM"
+        )
+    _load_state(learner, state)
+    return True
 
 
 def _load_state(learner: Learner, state: Mapping[str, Any]) -> None:
@@ -174,60 +233,58 @@ def _load_state(learner: Learner, state: Mapping[str, Any]) -> None:
     learner.epoch, learner.step = state["epoch"], state["step"]
 
 
-def _train_epoch(
-    cfg: CfgNode, learner: Learner, loader: ClipLoader, epoch: int, log: RunLog
-) -> None:
-    accumulate = max(1, cfg.TRAIN.GLOBAL_BATCH_SIZE // cfg.TRAIN.BATCH_SIZE)
-    updates = -(-len(loader) // accumulate)
+def _train_epoch(learner: Learner, loader: ClipLoader, epoch: int, plan: Plan, log: RunLog) -> None:
+    updates = -(-len(loader) // plan.accumulate)
     learner.model.train()
     progress = Progress(loader.records)
-    waiting = Waiting(loader.epoch(epoch), accumulate)
-    bar = tqdm(
-        total=updates,
-        desc=f"epoch {epoch + 1}/{cfg.SOLVER.MAX_EPOCH}",
-        disable=not (is_main() and sys.stderr.isatty()),
-        leave=False,
-    )
-    with bar, logging_redirect_tqdm([logging.getLogger("vmp")]):
+    waiting = Waiting(loader.epoch(epoch), plan.accumulate)
+    with _lines_above(progress_bar(updates, f"epoch {epoch + 1}/{plan.max_epoch}")) as bar:
         for number, batches in enumerate(waiting):
             where = epoch + number / updates
             progress.add(batches, train_step(learner, batches, where))
             bar.update()
-            if learner.step % cfg.LOG_PERIOD == 0 or number == updates - 1:
-                values = progress.flush(learner.step, waiting.take_seconds())
+            if learner.step % plan.log_period == 0 or number == updates - 1:
+                values: dict[str, Any] = dict(progress.flush(learner.step, waiting.take_seconds()))
                 values["lr"] = learner.schedule(where)
-                prompts = describe_prompts(learner.model)
-                line = values | ({"prompt": prompts} if prompts else {})
-                log.write("train", learner.step, line | {"epoch": round(where, 4)})
-                logger.info("epoch %.2f  step %d  %s", where, learner.step, readable(line))
+                values["prompt"] = describe_prompts(learner.model)
+                log.write("train", learner.step, values | {"epoch": round(where, 4)})
+                logger.info("epoch %.2f  step %d  %s", where, learner.step, readable(values))
+    learner.epoch = epoch + 1
+
+
+@contextlib.contextmanager
+def _lines_above(bar: Any) -> Any:
+    """Show the bar, and log lines above it."""
+    # where no bar shows, the redirection would only bring all ranks' lines to the terminal
+    quiet = bar.disable or not sys.stderr.isatty()
+    lines = contextlib.nullcontext() if quiet else logging_redirect_tqdm([logging.getLogger("vmp")])
+    with bar, lines:
+        yield bar
 
 
 def _finish_epoch(
-    cfg: CfgNode,
     learner: Learner,
     loader: ClipLoader,
     validation: ClipLoader | None,
+    plan: Plan,
     log: RunLog,
 ) -> None:
     """Bring the ranks' statistics together, write a checkpoint, and validate when it is time."""
-    last = learner.epoch == cfg.SOLVER.MAX_EPOCH
+    last = learner.epoch == plan.max_epoch
     average_buffers(learner.model)
-    time_to_validate = validation is not None and (
-        last or learner.epoch % cfg.TRAIN.EVAL_PERIOD == 0
-    )
-    time_to_save = last or learner.epoch % cfg.TRAIN.CHECKPOINT_PERIOD == 0
-    if cfg.BN.USE_PRECISE_STATS and (time_to_validate or time_to_save):
-        recompute_statistics(
-            learner.model,
-            loader.epoch(learner.epoch),
-            min(cfg.BN.NUM_BATCHES_PRECISE, len(loader)),
-            device=learner.device,
-        )
-    if time_to_save and is_main():
-        path = checkpoint_path(cfg.OUTPUT_DIR, learner.epoch)
-        save_checkpoint(path, _state(cfg, learner), keep=cfg.TRAIN.CHECKPOINT_KEEP)
+    save = last or learner.epoch % plan.checkpoint_period == 0
+    validate = validation is not None and (last or learner.epoch % plan.eval_period == 0)
+    if plan.precise_batches and (save or validate):
+        count = min(plan.precise_batches, len(loader))
+        batches = loader.epoch(learner.epoch)
+        recompute_statistics(learner.model, batches, count, device=learner.device)
+    if save:
+        _check_weights(learner)
+    if save and is_main():
+        path = checkpoint_path(plan.output_dir, learner.epoch)
+        save_checkpoint(path, _state(learner, plan.config), keep=plan.checkpoint_keep)
         logger.info("wrote %s", path)
-    if time_to_validate and validation is not None:
+    if validate and validation is not None:
         predictions = predict(
             learner.model, validation, device=learner.device, precision=learner.precision
         )
@@ -237,14 +294,21 @@ def _finish_epoch(
         logger.info("epoch %d  validation  %s", learner.epoch, readable(metrics))
 
 
-def _state(cfg: CfgNode, learner: Learner) -> dict[str, Any]:
+def _check_weights(learner: Learner) -> None:
+    """Raise on all ranks if a weight or statistic is not finite: such a checkpoint is no good."""
+    finite = [value.isfinite().all() for value in learner.model.state_dict().values()]
+    if any_rank(not bool(torch.stack(finite).all()), learner.device):
+        raise NonFiniteLossError(f"the weights are not finite after step {learner.step}")
+
+
+def _state(learner: Learner, config: str) -> dict[str, Any]:
     return {
         "model": learner.model.state_dict(),
         "optimizer": learner.optimizer.state_dict(),
         "scaler": learner.scaler.state_dict(),
         "epoch": learner.epoch,
         "step": learner.step,
-        "config": cfg.dump(),
+        "config": config,
     }
 
 
@@ -263,12 +327,15 @@ def test(cfg: CfgNode) -> None:
     loader = build_loader(cfg, "test", get_rank(), get_world_size())
     torch.manual_seed(cfg.RNG_SEED)
     model = build_model(cfg).to(device)
-    path = _checkpoint_to_test(cfg)
+    log_cost(model, cfg.DATA.NUM_FRAMES, cfg.DATA.TEST_CROP_SIZE)
+    path = _checkpoint_to_test(cfg.OUTPUT_DIR, cfg.TEST.CHECKPOINT_FILE_PATH)
     report = load_pretrained(model, path)
-    if report.missing or report.dropped:
+    misfits = [*report.missing, *report.dropped, *report.unexpected]
+    if misfits:
         raise ValueError(
-            f"{path} lacks or does not fit {[*report.missing, *report.dropped]}; a test needs "
-            "every weight: check MODEL.NAME, MODEL.NUM_CLASSES and PROMPT.ENABLE"
+            f"{path} and the model differ in {', '.join(misfits[:5])}"
+            f"{' ...' if len(misfits) > 5 else ''}; a test needs every weight and no other: check "
+            "MODEL.NAME, MODEL.NUM_CLASSES and PROMPT.ENABLE"
         )
     logger.info("testing %s with %d views a video", path, loader.num_views)
     predictions = predict(
@@ -280,8 +347,7 @@ def test(cfg: CfgNode) -> None:
     )
     if not is_main():
         return
-    provenance = build_provenance(cfg, model, path)
-    results = write_results(cfg.OUTPUT_DIR, predictions, loader, provenance)
+    results = write_results(cfg.OUTPUT_DIR, predictions, loader, build_provenance(cfg, model, path))
     counts = results["counts"]
     logger.info(
         "test  %s  (evaluated %d of %d videos)",
@@ -294,13 +360,15 @@ def test(cfg: CfgNode) -> None:
     logger.info("wrote %s", Path(cfg.OUTPUT_DIR) / "test_results.json")
 
 
-def _checkpoint_to_test(cfg: CfgNode) -> Path:
-    if cfg.TEST.CHECKPOINT_FILE_PATH:
-        return Path(cfg.TEST.CHECKPOINT_FILE_PATH)
-    kept = list_checkpoints(cfg.OUTPUT_DIR)
+def _checkpoint_to_test(output_dir: str, wanted: str) -> Path:
+    """Return the checkpoint named, or the newest of the run; the same on all ranks."""
+    if wanted:
+        return Path(wanted)
+    kept = broadcast_object(list_checkpoints(output_dir))
     if not kept:
         raise ValueError(
-            f"there is no checkpoint in {cfg.OUTPUT_DIR}; train first (TRAIN.ENABLE True) or name "
-            "one with TEST.CHECKPOINT_FILE_PATH"
+            f"there is no checkpoint in {output_dir}; train first (TRAIN.ENABLE True) or name one "
+            "with TEST.CHECKPOINT_FILE_PATH"
         )
-    return kept[-1]
+    newest: Path = kept[-1]
+    return newest

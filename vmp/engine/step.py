@@ -51,7 +51,7 @@ def train_step(learner: Learner, batches: Sequence[Batch], epoch: float) -> dict
 
     Returns:
         Scalars that stay on the device, so that nothing waits for them: loss, task loss,
-        variation, gradient norm (before clipping), top1 in percent (of unmixed clips).
+        variation, gradient norm (before clipping), and top1 in percent where clips are not mixed.
     """
     set_learning_rate(learner.optimizer, learner.schedule(epoch))
     learner.optimizer.zero_grad(set_to_none=True)
@@ -89,13 +89,10 @@ def _backward(learner: Learner, batch: Batch, number: int, share: float) -> dict
         output = learner.parallel(clip)
         loss, task = learner.loss(output.logits, output.variation, target)
     learner.scaler.scale(loss * share).backward()
-    top1 = (output.logits.detach().argmax(1) == label).float().mean() * 100
-    return {
-        "loss": loss.detach(),
-        "task_loss": task.detach(),
-        "variation": output.variation.detach(),
-        "top1": top1,
-    }
+    scalars = {"loss": loss, "task_loss": task, "variation": output.variation}
+    if learner.mixing is None:
+        scalars["top1"] = (output.logits.argmax(1) == label).float().mean() * 100
+    return {name: value.detach() for name, value in scalars.items()}
 
 
 def seed_step(*numbers: int) -> None:

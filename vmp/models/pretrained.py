@@ -7,10 +7,9 @@ Each has rules from its names to ours; a rule is (pattern, template) for `re.ful
 
 import logging
 import math
-import pickle
 import re
 from collections.abc import Iterable, Mapping
-from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from vmp.models.timesformer import resize_positions, resize_times
 from vmp.models.video_model import VideoModel
 from vmp.prompts import MotionPrompt
+from vmp.utils.files import read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class PretrainedReport(NamedTuple):
 
 
 def load_pretrained(
-    model: VideoModel, path: str | PathLike[str], source: str = "auto", strict: bool = True
+    model: VideoModel, path: str | Path, source: str = "auto", strict: bool = True
 ) -> PretrainedReport:
     """Copy the weights of a checkpoint into `model`.
 
@@ -251,14 +251,8 @@ _HEAD_RULES: Rules = [
 ]
 
 
-def _read(path: str | PathLike[str]) -> dict[str, Tensor]:
-    try:
-        # never the full pickle: that runs what the file says
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} cannot be read as weights only: {reason}") from error
-    state = checkpoint
+def _read(path: str | Path) -> dict[str, Tensor]:
+    state = read_tensors(path)
     for container in CONTAINERS:
         if isinstance(state, Mapping) and isinstance(state.get(container), Mapping):
             state = state[container]

@@ -34,11 +34,11 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return total
 
 
-class SyncBatchNorm(_BatchNorm):
+class SyncBatchNorm(nn.BatchNorm3d):
     """Batch norm with the statistics of the batches of all ranks, which may differ in size.
 
-    In evaluation, and in a single process, it is the ordinary one. The state dict is that of
-    `nn.BatchNorm3d`.
+    In evaluation, and in a single process, it is the ordinary one. A BatchNorm3d, so that what
+    looks for batch norms (fvcore's precise statistics) finds it, though it takes other shapes too.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:

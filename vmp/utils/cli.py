@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-# What the text of an exception ends with when a user or the data, not the program, is wrong.
-EXPECTED = ("ValueError", "NonFiniteLossError", "DecodeError", "FileNotFoundError")
+# Errors that are the user's or the data's, not the program's, by name: this layer knows no other.
+EXPECTED = ("ValueError", "NonFiniteLossError", "DecodeError", "OSError", "PermissionError")
 
 
 def run_cli(main: Callable[[], object]) -> None:
     """Call `main`; end with status 1 and one line for errors that a user can mend.
 
-    Errors of a process that `main` started count too. Others, which are ours, keep their
+    Errors of processes that `main` started count too. Others, which are ours, keep their
     traceback.
     """
     try:
@@ -20,12 +20,24 @@ def run_cli(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted")
     except ProcessRaisedException as error:
-        last = str(error).strip().splitlines()[-1]
-        name, _, message = last.partition(": ")
-        if name.rpartition(".")[2] not in EXPECTED:
+        name, message = last_line(f"RuntimeError: {error}")
+        if name not in EXPECTED:
             raise
         sys.exit(f"error: process {error.error_index}: {message}")
     except Exception as error:
-        if type(error).__name__ not in EXPECTED:
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if not names & set(EXPECTED):
             raise
-        sys.exit(f"error: {error}")
+        _, message = last_line(f"{type(error).__name__}: {error}")
+        sys.exit(f"error: {message}")
+
+
+def last_line(text: str) -> tuple[str, str]:
+    """Return type and message of an error told as `type: message`.
+
+    What a process or a data worker raised comes with its traceback as part of the message; then
+    they are those of its last line.
+    """
+    line = text.strip().splitlines()[-1]
+    name, _, message = line.partition(": ")
+    return name.rpartition(".")[2], message

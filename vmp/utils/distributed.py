@@ -3,7 +3,6 @@
 Every function works in a single process without a process group.
 """
 
-import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -27,7 +26,8 @@ def find_placement(environment: Mapping[str, str]) -> Placement | None:
 
     Understands torchrun (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) and srun
     (SLURM_*). The SLURM variables of a batch script itself, which is not one of the tasks, do not
-    count: only a job step has SLURM_STEP_ID.
+    count: only a job step has SLURM_STEP_ID. A step of one task, an interactive shell for
+    example, is as good as no launcher.
 
     Raises:
         ValueError: a launcher's variables are incomplete or not numbers.
@@ -40,7 +40,8 @@ def find_placement(environment: Mapping[str, str]) -> Placement | None:
             address=environment.get("MASTER_ADDR", "127.0.0.1"),
             port=_number(environment, "MASTER_PORT", default="29500"),
         )
-    if "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
+    tasks = environment.get("SLURM_NTASKS", "1")
+    if "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment and tasks != "1":
         return Placement(
             rank=_number(environment, "SLURM_PROCID"),
             world_size=_number(environment, "SLURM_NTASKS"),
@@ -134,14 +135,3 @@ def broadcast_object(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
-
-
-def environment_summary() -> dict[str, str]:
-    """Return what of the machine decides the numbers: versions and threads, for the records."""
-    return {
-        "torch": torch.__version__,
-        "cuda": str(torch.version.cuda),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "threads": str(torch.get_num_threads()),
-        "cpus": str(os.cpu_count()),
-    }

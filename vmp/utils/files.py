@@ -2,10 +2,12 @@
 
 import hashlib
 import os
-import subprocess
+import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import torch
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
@@ -41,20 +43,18 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def git_commit() -> str:
-    """Return the commit of the checkout that this code lies in, "+changes" if it was edited.
+def read_tensors(path: str | Path) -> Any:
+    """Read what `torch.save` wrote, tensors and plain values, onto the CPU.
 
-    "unknown" where there is no git or no checkout.
+    Nothing in the file is executed: other things than tensors and plain values are refused.
+
+    Raises:
+        ValueError: it is missing, damaged, or holds something else.
     """
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40"]
     try:
-        found = subprocess.run(
-            [*command, "--exclude=*", "--dirty=+changes"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return found.stdout.strip()
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror or error}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is damaged or no file of weights ({reason})") from error

@@ -8,6 +8,8 @@ from typing import Any
 
 import simplejson
 
+from vmp.utils.files import write_text
+
 logger = logging.getLogger(__name__)
 
 FORMAT = "%(asctime)s %(levelname).1s %(message)s"
@@ -16,7 +18,8 @@ FORMAT = "%(asctime)s %(levelname).1s %(message)s"
 def setup_logging(output_dir: str | Path, *, rank: int = 0) -> None:
     """Send log records to the terminal (rank 0 alone; warnings of all) and to OUTPUT_DIR/log.txt.
 
-    Ranks other than 0 write log.rank<r>.txt. Calling it again replaces what was set up before.
+    The file also has what is only for finding faults, tracebacks above all. Ranks other than 0
+    write log.rank<r>.txt. Calling it again replaces what was set up before.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -24,7 +27,7 @@ def setup_logging(output_dir: str | Path, *, rank: int = 0) -> None:
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()
-    root.setLevel(logging.INFO)
+    root.setLevel(logging.DEBUG)
     root.propagate = False
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setLevel(logging.INFO if rank == 0 else logging.WARNING)
@@ -37,21 +40,29 @@ def setup_logging(output_dir: str | Path, *, rank: int = 0) -> None:
 class RunLog:
     """Writes one record a call: a JSON line in log.jsonl and scalars in tensorboard/.
 
-    On ranks other than 0 (`enabled` False) nothing is written.
+    Args:
+        output_dir: folder of the run.
+        enabled: False on ranks other than 0: nothing is written.
+        tensorboard: write the scalars too.
+        step: updates done. What a killed run recorded beyond it is taken out first: it will be
+            recorded again.
     """
 
-    def __init__(self, output_dir: str | Path, *, enabled: bool, tensorboard: bool) -> None:
+    def __init__(
+        self, output_dir: str | Path, *, enabled: bool, tensorboard: bool, step: int = 0
+    ) -> None:
         self._file = None
         self._writer = None
         if not enabled:
             return
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        _cut(folder / "log.jsonl", step)
         self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder / "tensorboard"))
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Record `values` (numbers, texts, mappings of them) of `kind` at update `step`."""
@@ -70,6 +81,20 @@ class RunLog:
             self._file.close()
         if self._writer is not None:
             self._writer.close()
+
+
+def _cut(path: Path, step: int) -> None:
+    """Keep the records up to `step`; a line that a kill has cut off goes as well."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and simplejson.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue
+    write_text(path, "".join(kept))
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
