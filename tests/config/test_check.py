@@ -42,6 +42,10 @@ from vmp.prompts import POWER_NORMS
         ("MODEL.NAME slowfast SLOWFAST.ALPHA 0", "at least 1"),
         ("MODEL.NAME timesformer TIMESFORMER.PATCH_SIZE 0", "at least 1"),
         ("RNG_SEED -1", "at least 0"),
+        (
+            "MODEL.NAME i3d DATA.NUM_FRAMES 4 TRAIN.PRECISION bfloat16",
+            "float32, or DATA.NUM_FRAMES",
+        ),
         ("SOLVER.BETAS [0.9]", "two values"),
     ],
 )

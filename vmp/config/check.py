@@ -77,6 +77,7 @@ def check_cfg(cfg: CfgNode) -> None:
     _check_frames(cfg)
     _check_crops(cfg)
     _check_schedule(cfg)
+    _check_precision(cfg)
 
 
 def _get(cfg: CfgNode, name: str) -> Any:
@@ -215,3 +216,22 @@ def _check_schedule(cfg: CfgNode) -> None:
                 f"SOLVER.STEPS is {steps} and SOLVER.LRS {lrs}; STEPS must start at 0 and grow, "
                 "with one of LRS for each"
             )
+
+
+def _check_precision(cfg: CfgNode) -> None:
+    """Refuse what torch 2.15 gets wrong on a CPU.
+
+    The bfloat16 weight gradient of a (3, 1, 1) convolution over exactly two frames is off by 1e37;
+    over other numbers of frames it is right.
+    """
+    frames = {
+        "slowfast": cfg.DATA.NUM_FRAMES // cfg.SLOWFAST.ALPHA,  # in the slow pathway
+        "i3d": cfg.DATA.NUM_FRAMES // 2,  # after the temporal pool
+    }
+    on_cpu = cfg.TRAIN.PRECISION == "bfloat16" and not cfg.NUM_GPUS
+    if on_cpu and frames.get(cfg.MODEL.NAME) == 2:
+        raise ValueError(
+            f"TRAIN.PRECISION is bfloat16, whose gradients are wrong on a CPU where "
+            f"{cfg.MODEL.NAME} sees two frames; set TRAIN.PRECISION float32, or DATA.NUM_FRAMES "
+            f"other than {cfg.DATA.NUM_FRAMES}"
+        )
