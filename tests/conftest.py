@@ -1,10 +1,12 @@
 """Fixtures for all tests: the random state restored, and the folder of shared reference data."""
 
+import importlib.util
 import os
 import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -33,16 +35,32 @@ def shared() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def motionshapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a very small MotionShapes: 32 training and 16 test videos."""
-    import importlib.util
+def load_module(name: str, path: Path) -> Iterator[ModuleType]:
+    """Import a file that is in no package, for as long as the fixture lasts."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # processes it starts look it up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[name]
 
-    script = Path(__file__).resolve().parents[1] / "datasets" / "motionshapes" / "prepare.py"
-    spec = importlib.util.spec_from_file_location("motionshapes_prepare", script)
-    prepare = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = prepare  # its worker processes look it up
-    spec.loader.exec_module(prepare)
+
+@pytest.fixture(scope="session")
+def fill(shared: Path) -> Iterator[ModuleType]:
+    """Return the formula behind the reference outputs."""
+    yield from load_module("golden_fill", shared / "golden" / "fill.py")
+
+
+@pytest.fixture(scope="session")
+def prepare() -> Iterator[ModuleType]:
+    """Return datasets/motionshapes/prepare.py."""
+    path = Path(__file__).resolve().parents[1] / "datasets" / "motionshapes" / "prepare.py"
+    yield from load_module("motionshapes_prepare", path)
+
+
+@pytest.fixture(scope="session")
+def motionshapes(prepare: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a very small MotionShapes: 32 training and 16 test videos."""
     folder = tmp_path_factory.mktemp("motionshapes")
     counts = {"train": 32, "test": 16}
     prepare.make_dataset(folder, counts, seed=0, num_frames=12, size=32, workers=1)

@@ -1,8 +1,5 @@
-import importlib.util
 import json
 import math
-import sys
-from pathlib import Path
 
 import av
 import numpy as np
@@ -13,19 +10,8 @@ from torch import nn
 from vmp.data import VideoReader
 from vmp.data.motion_shapes import INDEX, NAMES, motionshapes
 
-PREPARE = Path(__file__).resolve().parents[2] / "datasets" / "motionshapes" / "prepare.py"
 CLASSES = len(NAMES)
 TRAIN, TEST, FRAMES = 960, 480, 12
-
-
-@pytest.fixture(scope="module")
-def prepare():
-    spec = importlib.util.spec_from_file_location("motionshapes_prepare", PREPARE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Each network, filled by the reference formula through our key maps, gives its outputs."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -43,10 +42,7 @@ class Reference(NamedTuple):
         return torch.from_numpy(self.outputs[name])
 
 
-def read_reference(golden: Path, name: str) -> Reference:
-    found = importlib.util.spec_from_file_location("golden_fill", golden / "fill.py")
-    fill = importlib.util.module_from_spec(found)
-    found.loader.exec_module(fill)
+def read_reference(fill: ModuleType, golden: Path, name: str) -> Reference:
     spec = json.loads((golden / f"{name}.json").read_text())
     with np.load(golden / f"{name}.npz") as outputs:
         state = fill.state(spec["params"])
@@ -69,9 +65,9 @@ def make_model(
 
 
 @pytest.fixture(scope="module", params=CONVOLUTIONAL)
-def case(request, shared):
+def case(request, shared, fill):
     name, kwargs = CONVOLUTIONAL[request.param]
-    reference = read_reference(shared / "golden", request.param)
+    reference = read_reference(fill, shared / "golden", request.param)
     config = reference.spec["config"]
     sizes = {"num_frames": config["num_frames"], "crop": config["train_crop"]}
     return name, reference, make_model(name, reference, **sizes, **kwargs)
@@ -173,8 +169,8 @@ def test_key_map_of_an_unpooled_resnet_is_that_of_the_reference(shared):
 
 
 @pytest.fixture(scope="module")
-def timesformer(shared):
-    reference = read_reference(shared / "golden", TIMESFORMER)
+def timesformer(shared, fill):
+    reference = read_reference(fill, shared / "golden", TIMESFORMER)
     return reference, make_model("timesformer", reference, num_frames=8, crop=224, dropout_rate=0.0)
 
 

@@ -1,9 +1,6 @@
 """The layer against reference outputs of the authors' layer and of a float64 transcription."""
 
-import importlib.util
 import json
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -20,18 +17,11 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
 ORDERS = {"bgr": "authors_gray", "rgb": "rgb_gray"}
 
 
-def load_fill(folder: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("golden_fill", folder / "fill.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def golden(shared):
+def golden(shared, fill):
     folder = shared / "golden"
     spec = json.loads((folder / "motion_prompt_layer.json").read_text())
-    return load_fill(folder), spec, np.load(folder / "motion_prompt_layer.npz")
+    return fill, spec, np.load(folder / "motion_prompt_layer.npz")
 
 
 def run(fill, case, luma, dtype):
