@@ -269,7 +269,7 @@ class Evil:
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
     path = tmp_path / "a.pyth"
     torch.save({"model_state": {"blocks.0.norm.weight": torch.ones(1)}, "cfg": Evil()}, path)
-    with pytest.raises(ValueError, match="cannot be read as weights only"):
+    with pytest.raises(ValueError, match="damaged or no file of weights"):
         load_pretrained(make("x3d"), path)
 
 
@@ -284,9 +284,9 @@ def test_a_file_without_weights_is_refused(content, tmp_path):
 def test_a_file_that_is_no_checkpoint_is_refused(content, tmp_path):
     path = tmp_path / "a.pyth"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="cannot be read as weights only"):
+    with pytest.raises(ValueError, match="damaged or no file of weights"):
         load_pretrained(make("x3d"), path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match="none.pyth can't be read: No such file"):
         load_pretrained(make("x3d"), tmp_path / "none.pyth")
 
 
