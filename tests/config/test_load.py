@@ -92,6 +92,13 @@ def test_a_default_of_none_takes_a_number():
     assert cfg.PROMPT.SIGMOID.N is None
 
 
+def test_a_value_of_a_file_does_not_change_what_the_key_wants(tmp_path):
+    path = write(tmp_path, PROMPT={"SIGMOID": {"M": 0.5}, "PATHWAYS": []})
+    cfg = load_cfg(path, ["PROMPT.SIGMOID.M", "None", "PROMPT.PATHWAYS", "[0]"])
+    assert cfg.PROMPT.SIGMOID.M is None
+    assert cfg.PROMPT.PATHWAYS == [0]
+
+
 @pytest.mark.parametrize(
     ("opts", "message"),
     [

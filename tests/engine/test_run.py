@@ -1,7 +1,10 @@
 """Train and test end to end, in one process."""
 
+import os
 import shutil
+import sys
 from pathlib import Path
+from signal import SIGINT
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from vmp.data.clips import Batch
 from vmp.engine.checkpoint import list_checkpoints
 from vmp.engine.normalization import recompute_statistics
 from vmp.engine.progress import NonFiniteLossError
+from vmp.engine.run import build_learner
 from vmp.models import VideoModel
 from vmp.solver import ActionLoss
 from vmp.utils.files import read_tensors
@@ -209,6 +213,27 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(make_cfg, capl
     assert read_tensors(newest)["epoch"] == 2
 
 
+def test_nothing_is_begun_over_checkpoints_that_cannot_be_read(make_cfg):
+    cfg = make_cfg(SOLVER__MAX_EPOCH=1)
+    engine.train(cfg)
+    (only,) = list_checkpoints(cfg.OUTPUT_DIR)
+    only.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="none of the checkpoints in .* can be read"):
+        engine.train(cfg)
+    assert only.exists()
+
+
+def test_a_validation_that_a_kill_cut_off_is_done_by_the_resumed_run(make_cfg, monkeypatch):
+    cfg = make_cfg(SOLVER__MAX_EPOCH=1, TRAIN__EVAL_PERIOD=1)
+    runner = sys.modules["vmp.engine.run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "predict", lambda *args, **kwargs: os.kill(os.getpid(), SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            engine.train(cfg)
+    engine.train(cfg)
+    assert [record["epoch"] for record in log_of(cfg, "val")] == [1]
+
+
 def test_only_the_newest_checkpoints_are_kept(make_cfg):
     cfg = make_cfg(SOLVER__MAX_EPOCH=4, TRAIN__CHECKPOINT_KEEP=2)
     engine.train(cfg)
@@ -242,12 +267,22 @@ def test_prompts_with_a_rate_of_zero_keep_their_start(make_cfg):
     assert log_of(cfg)[-1]["prompt"]["0"]["m"] == 0.5
 
 
-def test_channels_last_changes_nothing_but_the_speed(make_cfg):
-    plain, moved = make_cfg("x3d", "plain"), make_cfg("x3d", "moved", MODEL__CHANNELS_LAST=True)
-    for cfg in (plain, moved):
+def test_channels_last_is_another_layout_of_the_same_numbers(make_cfg):
+    losses = []
+    for switch in (False, True):
+        cfg = make_cfg("x3d", f"c{switch}", MODEL__CHANNELS_LAST=switch, LOG_PERIOD=1)
+        learner = build_learner(cfg)
+        # kernels of one channel or one place lie the same in both layouts
+        weights = [p for p in learner.model.parameters() if p.ndim == 5]
+        weights = [p for p in weights if p.shape[1] > 1 and p.shape[2:].numel() > 1]
+        layout = torch.channels_last_3d
+        assert weights
+        assert all(p.is_contiguous(memory_format=layout) is switch for p in weights)
         engine.train(cfg)
-    a, b = ([record["loss"] for record in log_of(cfg)] for cfg in (plain, moved))
-    assert a == pytest.approx(b, rel=1e-4)
+        losses.append([record["loss"] for record in log_of(cfg)])
+    # the first update sees the same weights; after it, rounding may grow
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=5e-2)
 
 
 def test_a_test_without_a_checkpoint_says_what_to_do(make_cfg):

@@ -145,9 +145,9 @@ _C.MODEL.NAME = "x3d"
 _C.MODEL.NUM_CLASSES = 400
 # Dropout before the last layer [Z].
 _C.MODEL.DROPOUT_RATE = 0.5
-# Memory layout channels_last_3d: faster on recent GPUs, and on CPUs for some models.
+# Memory layout channels_last_3d in training: faster for some models on some machines.
 _C.MODEL.CHANNELS_LAST = False
-# torch.compile the model.
+# torch.compile the model in training.
 _C.MODEL.COMPILE = False
 
 _C.SLOWFAST = CfgNode()
@@ -238,7 +238,7 @@ _C.TRAIN.EVAL_PERIOD = 10
 _C.TRAIN.CHECKPOINT_PERIOD = 1
 # Newest checkpoints that are kept; 0 keeps all.
 _C.TRAIN.CHECKPOINT_KEEP = 3
-# Go on from the newest checkpoint in OUTPUT_DIR, to the bit. Wins over INIT_FROM.
+# Go on from the newest checkpoint in OUTPUT_DIR, on a CPU to the bit. Wins over INIT_FROM.
 _C.TRAIN.AUTO_RESUME = True
 # Weights to start from (weights only: no epoch, no optimizer). "" is from scratch.
 _C.TRAIN.INIT_FROM = ""

@@ -79,7 +79,15 @@ def _parse(opts: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _merge(cfg: CfgNode, values: dict[str, Any], where: str, prefix: str = "") -> None:
+def _merge(
+    cfg: CfgNode,
+    values: dict[str, Any],
+    where: str,
+    prefix: str = "",
+    defaults: CfgNode | None = None,
+) -> None:
+    """Set the keys of `cfg`, each as the type of its default, whatever it holds by now."""
+    defaults = get_cfg() if defaults is None else defaults
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in cfg:
@@ -87,9 +95,9 @@ def _merge(cfg: CfgNode, values: dict[str, Any], where: str, prefix: str = "") -
         if isinstance(cfg[key], CfgNode):
             if not isinstance(value, dict):
                 raise ValueError(f"{where}: {name} is a section of keys, {value!r} was given")
-            _merge(cfg[key], value, where, prefix=f"{name}.")
+            _merge(cfg[key], value, where, f"{name}.", defaults[key])
         else:
-            cfg[key] = _coerce(value, cfg[key], f"{where}: {name}")
+            cfg[key] = _coerce(value, defaults[key], f"{where}: {name}")
 
 
 def _nearest(name: str) -> str:

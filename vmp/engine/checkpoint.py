@@ -38,17 +38,26 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 0) -> None
     write_atomically(path, lambda file: torch.save(state, file))
     if keep:
         for old in list_checkpoints(path.parents[1])[:-keep]:
-            old.unlink(missing_ok=True)
+            if old != path:
+                old.unlink(missing_ok=True)
 
 
 def read_newest(output_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
     """Return path and content of the newest checkpoint that can be read, None if there is none.
 
     A damaged one is named in a warning, and the one before it is taken.
+
+    Raises:
+        ValueError: there are checkpoints, and none can be read: nothing is begun over them.
     """
     for path in reversed(list_checkpoints(output_dir)):
         try:
             return path, read_tensors(path)
         except ValueError as error:
             logger.warning("%s; the one before it is taken", error)
+    if list_checkpoints(output_dir):
+        raise ValueError(
+            f"none of the checkpoints in {output_dir} can be read; mend access to them, take "
+            "another OUTPUT_DIR or delete it"
+        )
     return None

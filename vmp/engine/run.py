@@ -269,7 +269,7 @@ def _finish_epoch(
     plan: Plan,
     log: RunLog,
 ) -> None:
-    """Bring the ranks' statistics together, write a checkpoint, and validate when it is time."""
+    """Bring the ranks' statistics together, validate and write a checkpoint when it is time."""
     last = learner.epoch == plan.max_epoch
     average_buffers(learner.model)
     save = last or learner.epoch % plan.checkpoint_period == 0
@@ -278,20 +278,25 @@ def _finish_epoch(
         count = min(plan.precise_batches, len(loader))
         batches = loader.epoch(learner.epoch)
         recompute_statistics(learner.model, batches, count, device=learner.device)
-    if save:
+    if save or validate:
         _check_weights(learner)
+    # first, so that a kill in between cannot lose the record: the resumed run validates again
+    if validate and validation is not None:
+        _validate(learner, validation, log)
     if save and is_main():
         path = checkpoint_path(plan.output_dir, learner.epoch)
         save_checkpoint(path, _state(learner, plan.config), keep=plan.checkpoint_keep)
         logger.info("wrote %s", path)
-    if validate and validation is not None:
-        predictions = predict(
-            learner.model, validation, device=learner.device, precision=learner.precision
-        )
-        metrics = compute_metrics(predictions)
-        counts = count_videos(predictions, validation)
-        log.write("val", learner.step, metrics | counts | {"epoch": learner.epoch})
-        logger.info("epoch %d  validation  %s", learner.epoch, readable(metrics))
+
+
+def _validate(learner: Learner, validation: ClipLoader, log: RunLog) -> None:
+    predictions = predict(
+        learner.model, validation, device=learner.device, precision=learner.precision
+    )
+    metrics = compute_metrics(predictions)
+    counts = count_videos(predictions, validation)
+    log.write("val", learner.step, metrics | counts | {"epoch": learner.epoch})
+    logger.info("epoch %d  validation  %s", learner.epoch, readable(metrics))
 
 
 def _check_weights(learner: Learner) -> None:

@@ -100,4 +100,4 @@ def seed_step(*numbers: int) -> None:
 
     A resumed run then draws what the uninterrupted one would have, without any state in files.
     """
-    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1)
