@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.models.tiny import TINY
 from vmp.config.defaults import get_cfg
 from vmp.models import BACKBONES, Backbone, build_backbone
 from vmp.utils.registry import section_kwargs
@@ -14,14 +15,6 @@ from vmp.utils.registry import section_kwargs
 NAMES = [name for name, _ in BACKBONES]
 SIZES = ["num_classes", "num_frames", "crop_size", "dropout_rate"]
 CROP = 32
-# small enough for a test; every registered name must be here
-TINY = {
-    "slowfast": {"depth": 18, "width": 16},
-    "c2d": {"width": 8},
-    "i3d": {"width": 8},
-    "x3d": {"width_factor": 1.0, "depth_factor": 1.0, "dim_c5": 32},
-    "timesformer": {"embed_dim": 24, "depth": 2, "num_heads": 2},
-}
 
 
 def make_tiny(name: str, *, num_frames: int = 8, crop_size: int = CROP, **kwargs) -> Backbone:

@@ -6,17 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from tests.models.tiny import TINY
 from vmp.models import BACKBONES, VideoModel, load_pretrained
 from vmp.models.pretrained import NET, SOURCES, _pyslowfast_rules, detect_source, key_map
 from vmp.prompts import MotionPrompt
-
-TINY = {
-    "slowfast": {"depth": 18, "width": 16},
-    "c2d": {"width": 8},
-    "i3d": {"width": 8},
-    "x3d": {"width_factor": 1.0, "depth_factor": 1.0, "dim_c5": 32},
-    "timesformer": {"embed_dim": 24, "depth": 2, "num_heads": 2},
-}
 
 
 def make(name: str, *, classes: int = 5, crop: int = 32, frames: int = 8, prompt=False, **kwargs):

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import signal
 import subprocess
@@ -8,16 +7,15 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
+from tests.conftest import load_module
+
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "quickstart.py"
 
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("quickstart", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    yield from load_module("quickstart", TOOL)
 
 
 def made_up(top1, top5, prompts=None):

@@ -1,4 +1,3 @@
-import importlib.util
 from pathlib import Path
 
 import av
@@ -7,6 +6,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from tests.conftest import load_module
 from vmp.config import get_cfg
 from vmp.models import build_model
 
@@ -15,10 +15,7 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "visualize.py"
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("visualize", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    yield from load_module("visualize", TOOL)
 
 
 @pytest.fixture(scope="module")

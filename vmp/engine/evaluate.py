@@ -1,6 +1,5 @@
 """Evaluation: every view of every video exactly once, on any number of ranks, and its files."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +19,6 @@ from vmp.metrics import METRICS, confusion_matrix, ensemble_views, per_class_tab
 from vmp.models import VideoModel
 from vmp.utils.distributed import gather_objects
 from vmp.utils.files import write_atomically, write_text
-
-logger = logging.getLogger(__name__)
 
 
 class Predictions(NamedTuple):

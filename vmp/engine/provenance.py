@@ -3,7 +3,6 @@
 import hashlib
 import os
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import vmp
 from vmp.models import VideoModel
 from vmp.prompts import MotionPrompt
 from vmp.utils.files import read_tensors, sha256
+from vmp.utils.mappings import flatten
 
 # Keys that say where, when and how fast, not what: they may differ between runs of equal results.
 INCIDENTAL = (
@@ -43,22 +43,12 @@ INCIDENTAL = (
 
 def deciding_config(text: str) -> dict[str, Any]:
     """Return {dotted key: value} of what decides numbers in a dumped config."""
-    flat = _flatten(yaml.safe_load(text))
+    flat = flatten(yaml.safe_load(text), ".")
     return {
         key: value
         for key, value in flat.items()
         if not any(key == name or key.startswith(f"{name}.") for name in INCIDENTAL)
     }
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, prefix=f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def training_differences(stored: str, present: str) -> list[str]:

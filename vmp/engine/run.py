@@ -6,7 +6,6 @@ rest take plain arguments.
 
 import contextlib
 import logging
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -256,8 +255,8 @@ def _train_epoch(learner: Learner, loader: ClipLoader, epoch: int, plan: Plan, l
 def _lines_above(bar: Any) -> Any:
     """Show the bar, and log lines above it."""
     # where no bar shows, the redirection would only bring all ranks' lines to the terminal
-    quiet = bar.disable or not sys.stderr.isatty()
-    lines = contextlib.nullcontext() if quiet else logging_redirect_tqdm([logging.getLogger("vmp")])
+    vmp = logging.getLogger("vmp")
+    lines = contextlib.nullcontext() if bar.disable else logging_redirect_tqdm([vmp])
     with bar, lines:
         yield bar
 
@@ -332,7 +331,8 @@ def test(cfg: CfgNode) -> None:
     loader = build_loader(cfg, "test", get_rank(), get_world_size())
     torch.manual_seed(cfg.RNG_SEED)
     model = build_model(cfg).to(device)
-    log_cost(model, cfg.DATA.NUM_FRAMES, cfg.DATA.TEST_CROP_SIZE)
+    if not cfg.TRAIN.ENABLE:  # else the training has said it
+        log_cost(model, cfg.DATA.NUM_FRAMES, cfg.DATA.TEST_CROP_SIZE)
     path = _checkpoint_to_test(cfg.OUTPUT_DIR, cfg.TEST.CHECKPOINT_FILE_PATH)
     report = load_pretrained(model, path)
     misfits = [*report.missing, *report.dropped, *report.unexpected]

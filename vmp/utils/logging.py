@@ -9,6 +9,7 @@ from typing import Any
 import simplejson
 
 from vmp.utils.files import write_text
+from vmp.utils.mappings import flatten
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class RunLog:
         self._file.write(simplejson.dumps(record, ignore_nan=True) + "\n")
         self._file.flush()
         if self._writer is not None:
-            for name, value in _flatten(values):
+            for name, value in _numbers(values).items():
                 self._writer.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
@@ -97,16 +98,11 @@ def _cut(path: Path, step: int) -> None:
     write_text(path, "".join(kept))
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    flat: list[tuple[str, float]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat += _flatten(value, prefix=f"{prefix}{key}/")
-        elif isinstance(value, int | float):
-            flat.append((prefix + key, float(value)))
-    return flat
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    flat = flatten(values, "/").items()
+    return {name: float(value) for name, value in flat if isinstance(value, int | float)}
 
 
 def readable(values: Mapping[str, Any]) -> str:
     """Return `loss 1.234  top1 56.2  ...` for a line that a person reads."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in _flatten(values))
+    return "  ".join(f"{name} {value:.4g}" for name, value in _numbers(values).items())
