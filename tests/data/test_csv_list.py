@@ -15,11 +15,11 @@ def test_the_label_is_the_last_field_and_paths_may_hold_blanks(root, ending):
     lines = 'a.mp4 0\n\n  my videos/b 2.mp4   12  \n/abs/c.mp4\t1\nd, e.mp4,3\n"f g.mp4", 4\n'
     (root / f"train.{ending}").write_text(lines)
     assert csv(str(root), "train") == [
-        VideoRecord(str(root / "a.mp4"), 0),
-        VideoRecord(str(root / "my videos/b 2.mp4"), 12),
-        VideoRecord("/abs/c.mp4", 1),
-        VideoRecord(str(root / "d, e.mp4"), 3),
-        VideoRecord(str(root / "f g.mp4"), 4),
+        VideoRecord(str(root / "a.mp4"), 0, id="a.mp4"),
+        VideoRecord(str(root / "my videos/b 2.mp4"), 12, id="my videos/b 2.mp4"),
+        VideoRecord("/abs/c.mp4", 1, id="/abs/c.mp4"),
+        VideoRecord(str(root / "d, e.mp4"), 3, id="d, e.mp4"),
+        VideoRecord(str(root / "f g.mp4"), 4, id="f g.mp4"),
     ]
 
 
@@ -44,7 +44,7 @@ def test_lists_must_be_there_once_and_not_be_empty(root):
 def test_a_variant_is_a_folder_of_lists(root):
     (root / "fold2").mkdir()
     (root / "fold2" / "test.txt").write_text("a.mp4 1\n")
-    assert csv(str(root), "test", "fold2") == [VideoRecord(str(root / "a.mp4"), 1)]
+    assert csv(str(root), "test", "fold2") == [VideoRecord(str(root / "a.mp4"), 1, id="a.mp4")]
 
 
 def test_missing_videos_are_not_dropped_from_the_list(root):

@@ -1,13 +1,16 @@
 import logging
+import os
 import pickle
 import shutil
+import time
 
 import av
 import numpy as np
 import pytest
 
-from vmp.data import decode
-from vmp.data.decode import DecodeError, VideoReader, scaled_size
+from vmp.data import backends, frame_index
+from vmp.data.archive import DecodeError
+from vmp.data.decode import VideoReader, scaled_size
 
 CODECS = {
     "h264_mp4": ("x.mp4", "libx264", {"g": "6", "bf": "2", "crf": "10"}),
@@ -16,13 +19,6 @@ CODECS = {
     "mpeg1_ps": ("x.mpg", "mpeg1video", {"g": "6", "bf": "2", "qmax": "3"}),
     "mpeg2_ts": ("x.ts", "mpeg2video", {"g": "6", "bf": "2", "qmax": "3"}),
 }
-
-
-@pytest.fixture(params=[decode.KEPT_BYTES, 0], ids=["kept", "not_kept"])
-def _kept_frames(request, monkeypatch):
-    """Both ways: from the frames kept after indexing, and decoded again."""
-    monkeypatch.setattr(decode, "KEPT_BYTES", request.param)
-    decode._indexes.clear()
 
 
 def decode_all(path):
@@ -48,7 +44,6 @@ def check_every_frame(path, wanted):
     np.testing.assert_array_equal(frames, expected)
 
 
-@pytest.mark.usefixtures("_kept_frames")
 @pytest.mark.parametrize("case", CODECS)
 def test_any_frame_in_any_order_is_the_one_of_a_sequential_decode(case, tmp_path, make_video):
     name, codec, options = CODECS[case]
@@ -62,7 +57,6 @@ def test_any_frame_in_any_order_is_the_one_of_a_sequential_decode(case, tmp_path
 
 
 @pytest.mark.data
-@pytest.mark.usefixtures("_kept_frames")
 def test_every_shared_file_agrees_with_a_sequential_decode(shared):
     files = sorted((shared / "data" / "codecs").iterdir())
     files += sorted((shared / "data" / "ut_interaction").rglob("*.avi"))[::40]
@@ -91,23 +85,125 @@ def test_frames_carry_their_own_number(tmp_path, make_video, read_number):
 
 
 def test_a_far_frame_does_not_cost_a_decode_from_the_start(tmp_path, make_video, monkeypatch):
-    path = make_video(tmp_path / "x.mp4", 60)
-    monkeypatch.setattr(decode, "KEPT_BYTES", 0)
-    VideoReader(path)
+    reader = VideoReader(make_video(tmp_path / "x.mp4", 60))
     seen = []
-    plain = decode._seek
-    monkeypatch.setattr(decode, "_seek", lambda *a: seen.append(a[2].number) or plain(*a))
-    VideoReader(path).read([5, 7, 50, 51, 59])
-    assert seen == [6, 48, 54]
+    plain = backends.PyAV._at
+    monkeypatch.setattr(backends.PyAV, "_at", lambda *a: seen.append(a[1]) or plain(*a))
+    reader.read([5, 7, 50, 51, 59])  # key frames are 6 apart
+    assert seen == [-1, 8]  # not 9: 54 is too near to 51
 
 
-def test_a_seek_that_lands_elsewhere_is_noticed(tmp_path, make_video, monkeypatch, read_number):
-    path = make_video(tmp_path / "x.mp4", 30)
-    monkeypatch.setattr(decode, "KEPT_BYTES", 0)
+def test_what_is_not_wanted_and_not_needed_is_not_decoded(tmp_path, make_video, monkeypatch):
+    options = {"g": "60", "bf": "3", "b-pyramid": "none", "crf": "10"}
+    reader = VideoReader(make_video(tmp_path / "x.mp4", 60, options=options))
+    decoded = []
+    plain = backends.PyAV._frames
+    monkeypatch.setattr(
+        backends.PyAV,
+        "_frames",
+        lambda *a: (decoded.append(frame.pts) or frame for frame in plain(*a)),
+    )
+    reader.read([50])
+    assert len(decoded) < 25  # of 51: a B-frame is decoded only where it is wanted
+
+
+def test_runs_seek_only_where_it_saves_more_than_it_costs():
+    keys = np.array([0, 12, 24, 36])
+    runs = backends.plan_runs(keys, [0, 5, 10, 13, 30, 47])
+    assert runs == [(-1, [0, 5, 10, 13]), (2, [30]), (3, [47])]
+    assert backends.plan_runs(np.array([], dtype=int), [3, 90]) == [(-1, [3, 90])]
+    assert backends.plan_runs(np.array([7]), [3]) == [(-1, [3])]
+
+
+@pytest.mark.parametrize("what", ["checksums", "stamps"])
+def test_a_seek_that_lands_elsewhere_is_noticed(what, tmp_path, make_video, read_number):
+    path = make_video(tmp_path / "x.ts", 30, codec="mpeg2video", options={"g": "6", "bf": "0"})
     reader = VideoReader(path)
-    wrong = tuple(key._replace(checksum=key.checksum ^ 1) for key in reader._index.keys)
-    reader._index = reader._index._replace(keys=wrong)
+    index = reader._backend.index
+    assert len(index.checksums) == len(index.keys) == 5
+    wrong = {"checksums": index.checksums ^ 1, "stamps": index.keys + 1}[what]
+    field = {"checksums": "checksums", "stamps": "keys"}[what]
+    reader._backend.index = index._replace(**{field: wrong})
     assert read_number(reader.read([25])[0]) == 25
+
+
+def test_an_index_is_kept_on_the_disk_and_made_anew_if_damaged(tmp_path, make_video, monkeypatch):
+    path = make_video(tmp_path / "x.mp4", 30)
+    monkeypatch.setattr(frame_index, "_STORED_FROM", 10)
+    folder = tmp_path / "indexes"
+    made = frame_index.find_index(path, folder)
+    (stored,) = folder.iterdir()
+    assert isinstance(made.stamps, np.memmap)
+
+    def forget_and_find(path):
+        frame_index._indexes.clear()
+        return frame_index.find_index(path, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frame_index, "make_index", None)  # not made again
+        again = forget_and_find(path)
+        moved = forget_and_find(shutil.copy(path, tmp_path / "moved.mp4"))
+    for index in (again, moved):
+        assert all(np.array_equal(a, b) for a, b in zip(index, made, strict=True))
+    for damage in (stored.read_bytes()[:-8], b"", b"no array"):
+        stored.write_bytes(damage)
+        assert forget_and_find(path).stamps.tolist() == made.stamps.tolist()
+    assert frame_index._load(stored) is not None
+
+
+def test_a_folder_that_cannot_be_written_to_costs_a_scan_not_the_read(
+    tmp_path, make_video, monkeypatch, caplog
+):
+    monkeypatch.setattr(frame_index, "_STORED_FROM", 10)
+    (tmp_path / "file").touch()
+    path = make_video(tmp_path / "x.mp4", 30)
+    with caplog.at_level(logging.WARNING):
+        assert frame_index.find_index(path, tmp_path / "file" / "folder").num_frames == 30
+    assert "can't be written" in caplog.text
+
+
+def test_a_time_is_the_first_frame_shown_at_it_or_later(tmp_path, make_video):
+    index = frame_index.find_index(make_video(tmp_path / "x.mp4", 30))  # 25 fps
+    times = [0.0, 0.04, 0.041, 0.0795, 0.08, 0.09, 1.16, 1.17, 99.0, -1.0]
+    assert [index.frame_at(time) for time in times] == [0, 1, 1, 2, 2, 3, 29, 30, 30, 0]
+    counted = index._replace(label="", stamps=np.empty(0, dtype=np.int64))
+    assert [counted.frame_at(time) for time in times] == [0, 1, 1, 2, 2, 3, 29, 30, 30, 0]
+
+
+def test_many_files_are_indexed_in_parallel_and_errors_are_told(tmp_path, make_video):
+    paths = [str(make_video(tmp_path / f"{n}.mp4", 8 + n)) for n in range(3)]
+    found = dict(frame_index.scan_all([*paths, "missing.mp4"], None, workers=2))
+    assert [found[path].num_frames for path in paths] == [8, 9, 10]
+    assert isinstance(found["missing.mp4"], DecodeError)
+
+
+def test_a_decoder_that_stalls_costs_one_read_not_the_job(tmp_path, make_video, monkeypatch):
+    path = make_video(tmp_path / "x.mp4", 8)
+    reader = VideoReader(path, timeout=0.2)
+    monkeypatch.setattr(reader._backend, "read", lambda *a: time.sleep(5))
+    with pytest.raises(DecodeError, match=r"stalls: no answer in 0\.2 s"):
+        reader.read([3])
+
+
+def test_a_file_that_takes_too_long_is_given_up(tmp_path, make_video):
+    path = make_video(tmp_path / "x.ts", 60, codec="mpeg2video", options={"g": "6"})
+    with pytest.raises(DecodeError, match="took more than 0 s"):
+        VideoReader(path, timeout=0.0)
+
+
+def test_a_frame_of_too_many_pixels_is_refused_before_it_is_decoded(
+    tmp_path, make_video, monkeypatch
+):
+    path = make_video(tmp_path / "x.mp4", 8)
+    monkeypatch.setattr(frame_index, "MAX_PIXELS", 48 * 64 - 1)
+    with pytest.raises(DecodeError, match="64 x 48 pixels, at most 3071"):
+        VideoReader(path)
+
+
+def test_a_pipe_is_no_video(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(DecodeError, match="not a regular file"):
+        VideoReader(tmp_path / "pipe.mp4")
 
 
 @pytest.mark.parametrize(("size", "scaled"), [((48, 64), (24, 32)), ((64, 48), (32, 24))])
@@ -173,12 +269,14 @@ def test_a_file_that_is_replaced_is_indexed_anew(tmp_path, make_video):
     assert len(VideoReader(path)) == 9
 
 
-def test_no_file_stays_open(tmp_path, make_video):
-    fds = len(list(_open_files()))
-    readers = [VideoReader(make_video(tmp_path / f"{n}.mp4", 8)) for n in range(3)]
-    for reader in readers:
-        reader.read([2, 7])
-    assert len(list(_open_files())) == fds
+def test_a_closed_reader_holds_no_file_and_opens_again(tmp_path, make_video):
+    reader = VideoReader(make_video(tmp_path / "x.mp4", 8))
+    before = len(list(_open_files()))
+    with reader:
+        frames = reader.read([2, 7])
+        assert len(list(_open_files())) == before + 1
+    assert len(list(_open_files())) == before
+    np.testing.assert_array_equal(reader.read([2, 7]), frames)
 
 
 def _open_files():

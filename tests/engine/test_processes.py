@@ -44,7 +44,7 @@ def test_two_processes_give_the_results_of_one(make_cfg, model):
     # what is counted is equal, what is summed is equal up to the order of summation in float32
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     np.testing.assert_allclose(scores[0], scores[1], atol=2e-3)
-    for name in ("counts", "seed", "config", "config_sha256", "checkpoint", "unreadable"):
+    for name in ("counts", "seed", "config", "config_sha256", "checkpoint", "not_evaluated"):
         assert one[name] == two[name]
     assert one["metrics"]["loss"] == pytest.approx(two["metrics"]["loss"], rel=1e-3)
 

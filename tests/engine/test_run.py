@@ -173,7 +173,7 @@ def test_an_unreadable_test_video_is_reported_and_never_replaced(make_cfg, motio
     results = results_of(cfg)
     assert results["counts"]["videos"] == 16
     assert results["counts"]["evaluated_videos"] == 15
-    assert {entry["path"] for entry in results["unreadable"]} == {str(broken)}
+    assert {entry["path"] for entry in results["not_evaluated"]} == {str(broken)}
     assert str(broken) not in np.load(Path(cfg.OUTPUT_DIR) / "predictions.npz")["paths"]
     assert np.sum(results["confusion_matrix"]) == 15
 

@@ -11,7 +11,14 @@ from vmp.utils.distributed import find_placement
 # Facts of the registries that the rules need; contract tests compare them with the registries.
 NUM_PATHWAYS = {"slowfast": 2, "c2d": 1, "i3d": 1, "x3d": 1, "timesformer": 1}
 # None: the data set's own files tell.
-NUM_CLASSES = {"utinteraction": 6, "motionshapes": 8, "csv": None}
+NUM_CLASSES = {
+    "hmdb51": 51,
+    "finegym": None,  # 99 or 288, by DATA.SPLIT
+    "mpiicooking2": 67,
+    "utinteraction": 6,
+    "motionshapes": 8,
+    "csv": None,
+}
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "MODEL.NAME": tuple(NUM_PATHWAYS),
@@ -20,7 +27,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "TEST.ENSEMBLE": ("softmax", "logits"),
     "TEST.NUM_SPATIAL_CROPS": (1, 3),
     "DATA.SHORT_CLIP": ("hold", "loop", "error"),
-    "DATA.DECODING_BACKEND": ("pyav",),
+    "DATA.DECODING_BACKEND": ("pyav", "decord", "torchcodec"),
     "PROMPT.REDUCTION": ("mean", "frobenius"),
     "PROMPT.LUMA": ("rgb", "bgr"),
     "PROMPT.POWER_NORM": ("sigmoid", "gamma", "maxexp", "sigme", "asinhe"),
@@ -38,6 +45,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "DATA.NUM_FRAMES": (1, math.inf),
     "DATA.SAMPLING_RATE": (1, math.inf),
     "DATA.TARGET_FPS": (0, math.inf),
+    "DATA.DECODE_TIMEOUT": (1, math.inf),
     "DATA.TRAIN_CROP_SIZE": (1, math.inf),
     "DATA.TEST_CROP_SIZE": (1, math.inf),
     "DATA_LOADER.NUM_WORKERS": (0, math.inf),

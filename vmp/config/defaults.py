@@ -31,8 +31,8 @@ _C.TENSORBOARD = True
 _C.DATA = CfgNode()
 # Root folder of the data set; what is expected in it is written in datasets/<name>/README.md.
 _C.DATA.PATH_TO_DATA_DIR = ""
-# Which of the official splits: UT-Interaction "crossset" or "seq". "" is the data set's own
-# default.
+# Which of the official splits: HMDB-51 "1", "2" or "3", FineGym "gym99" or "gym288", MPII Cooking 2
+# "test" or "val", UT-Interaction "crossset" or "seq". "" is the data set's own default.
 _C.DATA.SPLIT = ""
 # Frames the *backbone* sees. With a prompt the loader samples one more; nobody counts by hand.
 _C.DATA.NUM_FRAMES = 8
@@ -57,8 +57,16 @@ _C.DATA.STD = [0.225, 0.225, 0.225]
 # (difference 0), "loop" starts again, as the release does [C], which makes a false motion,
 # "error" refuses.
 _C.DATA.SHORT_CLIP = "hold"
-# Decoder of VideoReader: "pyav".
+# Decoder of VideoReader: "pyav", "decord" or "torchcodec" (an extra). Same frames, other speed.
 _C.DATA.DECODING_BACKEND = "pyav"
+# Seconds that opening a video, or decoding a clip, may take; then it counts as unreadable.
+_C.DATA.DECODE_TIMEOUT = 120.0
+# Folder that keeps the frame indexes of long videos, so that they are scanned once and not by every
+# worker. "": frame_index in PATH_TO_DATA_DIR, where prepare.py puts them.
+_C.DATA.FRAME_INDEX_DIR = ""
+# List of records not to read, a line `id<tab>reason` each, as tools/doctor.py writes it: training
+# leaves them out, a test counts them as not evaluated. "": none.
+_C.DATA.QUARANTINE = ""
 
 _C.DATA_LOADER = CfgNode()
 # Worker processes per rank; 0 decodes in the training process. Does not change any number.
@@ -224,7 +232,7 @@ _C.BN.WEIGHT_DECAY = 0.0
 _C.TRAIN = CfgNode()
 # Train.
 _C.TRAIN.ENABLE = True
-# "utinteraction", "motionshapes" or "csv", a list of your own.
+# "hmdb51", "finegym", "mpiicooking2", "utinteraction", "motionshapes" or "csv", a list of your own.
 _C.TRAIN.DATASET = "csv"
 # Clips of one forward pass, over all ranks; a multiple of the number of ranks.
 _C.TRAIN.BATCH_SIZE = 64

@@ -1,14 +1,23 @@
 """From cfg to a loader; the only file here that reads cfg."""
 
+import logging
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
 import torch
 from fvcore.common.config import CfgNode
 
-from vmp.data.clips import ClipDataset
+from vmp.data.clips import ClipDataset, OpenVideo
+from vmp.data.decode import VideoReader
 from vmp.data.loader import ClipLoader, EvalPlan, Plan, TrainPlan
-from vmp.data.records import CLASS_NAMES, DATASETS, VideoRecord
+from vmp.data.records import CLASS_NAMES, DATASETS, VideoRecord, quarantine, read_quarantine
+from vmp.data.release import FRAME_INDEX_FOLDER
 from vmp.data.sampling import PickFrames, RandomClip, SpacedClips
 from vmp.data.transforms import RandomCrop, Transform, ViewCrop
 from vmp.utils.registry import pick
+
+logger = logging.getLogger(__name__)
 
 # Items in a row that are tried in place of a training clip that can't be decoded. So many broken
 # files side by side are a wrong folder, not bad luck.
@@ -59,7 +68,7 @@ def build_loader(cfg: CfgNode, split: str, rank: int = 0, world_size: int = 1) -
         transform=transform,
         seed=cfg.RNG_SEED,
         replacements=replacements,
-        backend=cfg.DATA.DECODING_BACKEND,
+        open_video=build_reader(cfg),
     )
     return ClipLoader(
         dataset,
@@ -72,8 +81,22 @@ def build_loader(cfg: CfgNode, split: str, rank: int = 0, world_size: int = 1) -
     )
 
 
+def build_reader(cfg: CfgNode) -> OpenVideo:
+    """Return what opens a video."""
+    folder = cfg.DATA.FRAME_INDEX_DIR or Path(cfg.DATA.PATH_TO_DATA_DIR, FRAME_INDEX_FOLDER)
+    return partial(
+        VideoReader,
+        backend=cfg.DATA.DECODING_BACKEND,
+        index_dir=folder,
+        timeout=cfg.DATA.DECODE_TIMEOUT,
+    )
+
+
 def build_records(cfg: CfgNode, split: str) -> list[VideoRecord]:
     """List the videos of "train" or "test" of the data set TRAIN.DATASET, labels checked.
+
+    What is absent or in quarantine is left out of the training, and said; in a test it stays,
+    marked, so that it is counted as not evaluated.
 
     Raises:
         ValueError: an unknown data set, missing files, no videos, or a label outside
@@ -81,6 +104,10 @@ def build_records(cfg: CfgNode, split: str) -> list[VideoRecord]:
     """
     dataset = pick(DATASETS, cfg.TRAIN.DATASET)
     records: list[VideoRecord] = dataset(cfg.DATA.PATH_TO_DATA_DIR, split, cfg.DATA.SPLIT)
+    if cfg.DATA.QUARANTINE:
+        records = quarantine(records, read_quarantine(cfg.DATA.QUARANTINE))
+    if split == "train":
+        records = _usable(records)
     if not records:
         raise ValueError(f"{cfg.DATA.PATH_TO_DATA_DIR} has no {split} videos; check the folder")
     for record in records:
@@ -92,13 +119,26 @@ def build_records(cfg: CfgNode, split: str) -> list[VideoRecord]:
     return records
 
 
+def _usable(records: list[VideoRecord]) -> list[VideoRecord]:
+    usable = [record for record in records if not record.excluded]
+    if len(usable) < len(records):
+        reasons = Counter(record.excluded.partition(":")[0] for record in records)
+        del reasons[""]
+        counted = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        logger.warning(
+            "training on %d of %d official records: %s", len(usable), len(records), counted
+        )
+    return usable
+
+
 def build_class_names(cfg: CfgNode) -> tuple[str, ...]:
     """Return the MODEL.NUM_CLASSES names, or their numbers where the data set has no names.
 
     Raises:
         ValueError: the data set has another number of classes than the model.
     """
-    names: tuple[str, ...] = pick(CLASS_NAMES, cfg.TRAIN.DATASET)(cfg.DATA.PATH_TO_DATA_DIR)
+    name_classes = pick(CLASS_NAMES, cfg.TRAIN.DATASET)
+    names: tuple[str, ...] = name_classes(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SPLIT)
     if not names:
         return tuple(str(label) for label in range(cfg.MODEL.NUM_CLASSES))
     if len(names) != cfg.MODEL.NUM_CLASSES:

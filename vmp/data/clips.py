@@ -1,6 +1,6 @@
 """From (epoch, index) to a clip: the only Dataset, for training and evaluation alike."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vmp.data.decode import DecodeError, Frames, VideoReader
+from vmp.data.archive import DecodeError
+from vmp.data.backends import Frames
+from vmp.data.decode import VideoReader
 from vmp.data.records import VideoRecord
 from vmp.data.sampling import PickFrames
 from vmp.data.transforms import Transform
 
 Key = tuple[int, int]
+OpenVideo = Callable[[str], VideoReader]
 
 
 class Failure(NamedTuple):
@@ -21,7 +24,7 @@ class Failure(NamedTuple):
 
     Attributes:
         path: the video file.
-        reason: what went wrong, one line.
+        reason: what went wrong, or why it was not even tried, one line.
         video: index of the record.
         view: which of the record's views.
     """
@@ -92,7 +95,8 @@ class ClipDataset(Dataset[Sample]):
         seed: of all random choices.
         replacements: how many of the following items may stand in for one that can't be decoded;
             if all of them fail too, that is an error. 0: it is reported and left out.
-        backend: of VideoReader.
+        open_video: path -> reader. The last one stays open, and the frames of the last view are
+            kept: the views of a test video follow each other and share them.
     """
 
     def __init__(
@@ -104,7 +108,7 @@ class ClipDataset(Dataset[Sample]):
         transform: Transform,
         seed: int,
         replacements: int = 0,
-        backend: str = "pyav",
+        open_video: OpenVideo = VideoReader,
     ) -> None:
         self.records = list(records)
         self.num_views = num_views
@@ -112,7 +116,9 @@ class ClipDataset(Dataset[Sample]):
         self.transform = transform
         self.seed = seed
         self.replacements = replacements
-        self.backend = backend
+        self.open_video = open_video
+        self._reader: VideoReader | None = None
+        self._last: tuple[tuple[object, ...], Frames] | None = None
 
     def __len__(self) -> int:
         return len(self.records) * self.num_views
@@ -132,6 +138,8 @@ class ClipDataset(Dataset[Sample]):
             video, view = divmod(item, self.num_views)
             record = self.records[video]
             try:
+                if record.excluded:
+                    raise DecodeError(record.path, record.excluded)
                 clip = self._clip(record, view, np.random.default_rng((self.seed, epoch, item)))
             except DecodeError as error:
                 failures.append(Failure(record.path, error.reason, video, view))
@@ -144,15 +152,32 @@ class ClipDataset(Dataset[Sample]):
 
     def _clip(self, record: VideoRecord, view: int, rng: np.random.Generator) -> Tensor:
         """Decode and cut out one clip (3, T, H, W) uint8."""
-        with VideoReader(record.path, self.backend) as reader:
-            total = stretch(record, len(reader))
-            try:
-                wanted = self.pick_frames(total, reader.fps, view, rng)
-            except ValueError as error:
-                raise ValueError(f"{record.path}: {error}") from error
-            numbers = [record.start + number for number in wanted]
-            frames = reader.read(numbers, self.transform.short_side(rng))
+        reader = self._open(record.path)
+        total = stretch(record, len(reader))
+        try:
+            wanted = self.pick_frames(total, reader.fps, view, rng)
+        except ValueError as error:
+            raise ValueError(f"{record.path}: {error}") from error
+        numbers = [record.start + number for number in wanted]
+        frames = self._read(reader, numbers, self.transform.short_side(rng))
         return to_clip(self.transform(frames, view, rng))
+
+    def _open(self, path: str) -> VideoReader:
+        """Return a reader of the video, the open one if it is the same."""
+        if self._reader is None or self._reader.path != path:
+            if self._reader is not None:
+                self._reader.close()
+            self._reader, self._last = None, None
+            self._reader = self.open_video(path)
+        return self._reader
+
+    def _read(self, reader: VideoReader, numbers: Sequence[int], short_side: int) -> Frames:
+        """Return frames, those of the last call if they are the same: crops of one clip."""
+        key = (reader.path, *numbers, short_side)
+        if self._last is None or self._last[0] != key:
+            self._last = None  # not two clips at a time
+            self._last = (key, reader.read(numbers, short_side))
+        return self._last[1]
 
 
 def stretch(record: VideoRecord, num_frames: int) -> int:

@@ -32,7 +32,7 @@ def csv(root: str, split: str, variant: str = "") -> list[VideoRecord]:
 
 
 @register_class_names("csv")
-def class_names(root: str) -> tuple[str, ...]:
+def class_names(root: str, variant: str = "") -> tuple[str, ...]:
     """Read `<root>/classes.txt`, one name a line, the first for label 0; () if there is none."""
     path = Path(root, NAMES_FILE)
     if not path.is_file():
@@ -52,7 +52,7 @@ def read_list(listing: Path, root: str) -> list[VideoRecord]:
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             path, label = _parse(line, f"{listing}:{number}")
-            records.append(VideoRecord(os.path.join(root, path), label))
+            records.append(VideoRecord(os.path.join(root, path), label, id=path))
     if not records:
         raise ValueError(f"{listing} lists no video; write one line `path label` for each")
     return records

@@ -75,7 +75,8 @@ class TrainPlan:
 class EvalPlan:
     """Batches for evaluation: every item exactly once, nothing padded, nothing shuffled.
 
-    Rank r has items r, r + W, ... So ranks may differ by one item and one batch.
+    Rank r has the r-th of W stretches of the items, so that the views of a video stay together and
+    share what is decoded. Ranks may differ by one item and one batch.
 
     Args:
         num_items: items in all.
@@ -87,7 +88,8 @@ class EvalPlan:
     def __init__(
         self, num_items: int, batch_size: int, *, rank: int = 0, world_size: int = 1
     ) -> None:
-        self.items = range(rank, num_items, world_size)
+        bounds = [num_items * r // world_size for r in (rank, rank + 1)]
+        self.items = range(*bounds)
         self.share = max(batch_size // world_size, 1)
 
     def __len__(self) -> int:

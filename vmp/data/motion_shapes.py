@@ -45,7 +45,7 @@ def motionshapes(root: str, split: str, variant: str = "") -> list[VideoRecord]:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         return [
-            VideoRecord(str(Path(root, video["path"])), int(video["label"]))
+            VideoRecord(str(Path(root, video["path"])), int(video["label"]), id=video["path"])
             for video in index[split]
         ]
     except (ValueError, KeyError, TypeError) as error:
@@ -53,6 +53,6 @@ def motionshapes(root: str, split: str, variant: str = "") -> list[VideoRecord]:
 
 
 @register_class_names("motionshapes")
-def class_names(root: str) -> tuple[str, ...]:
-    """Return the names of the motions; `root` is not looked at."""
+def class_names(root: str, variant: str = "") -> tuple[str, ...]:
+    """Return the names of the motions; neither argument matters."""
     return NAMES

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vmp.data.decode import Frames
+from vmp.data.backends import Frames
 
 
 class Transform(Protocol):

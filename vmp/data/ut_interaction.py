@@ -43,8 +43,8 @@ def utinteraction(root: str, split: str, variant: str = "") -> list[VideoRecord]
 
 
 @register_class_names("utinteraction")
-def class_names(root: str) -> tuple[str, ...]:
-    """Return the six names; `root` is not looked at."""
+def class_names(root: str, variant: str = "") -> tuple[str, ...]:
+    """Return the six names; neither argument matters."""
     return NAMES
 
 
@@ -56,7 +56,11 @@ def _scan(folder: Path) -> list[VideoRecord]:
             f"no clips in {folder}; DATA.PATH_TO_DATA_DIR must hold segmented_set1 and "
             f"segmented_set2, see datasets/ut_interaction/README.md"
         )
-    return [VideoRecord(str(clip), _label_in_name(clip)) for clip in clips]
+    names = [f"{folder.name}/{clip.name}" for clip in clips]
+    return [
+        VideoRecord(str(clip), _label_in_name(clip), id=name)
+        for clip, name in zip(clips, names, strict=True)
+    ]
 
 
 def _label_in_name(clip: Path) -> int:

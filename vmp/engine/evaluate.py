@@ -142,6 +142,23 @@ def count_videos(predictions: Predictions, loader: ClipLoader) -> dict[str, int]
     }
 
 
+def list_failures(predictions: Predictions, loader: ClipLoader) -> list[dict[str, Any]]:
+    """Return id, path, reason and number of failed views of each record not evaluated."""
+    listed: dict[int, dict[str, Any]] = {}
+    for failure in predictions.failures:
+        entry = listed.setdefault(
+            failure.video,
+            {
+                "id": loader.records[failure.video].id,
+                "path": failure.path,
+                "reason": failure.reason,
+                "views": 0,
+            },
+        )
+        entry["views"] += 1
+    return [listed[video] for video in sorted(listed)]
+
+
 def write_results(
     output_dir: str | Path,
     predictions: Predictions,
@@ -157,7 +174,7 @@ def write_results(
     results = {
         "metrics": compute_metrics(predictions),
         "counts": count_videos(predictions, loader),
-        "unreadable": [failure._asdict() for failure in predictions.failures],
+        "not_evaluated": list_failures(predictions, loader),
         "per_class": per_class_table(predictions.scores, predictions.labels, loader.class_names),
         "confusion_matrix": confusion_matrix(predictions.scores, predictions.labels).tolist(),
         **provenance,
@@ -166,6 +183,7 @@ def write_results(
     arrays: dict[str, Any] = {
         "scores": predictions.scores.numpy(),
         "labels": predictions.labels.numpy(),
+        "ids": np.array([record.id for record in records], dtype=np.str_),
         "paths": np.array([record.path for record in records], dtype=np.str_),
         "starts": np.array([record.start for record in records]),
         # -1: to the end of the video

@@ -6,7 +6,7 @@ rest take plain arguments.
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -360,9 +360,18 @@ def test(cfg: CfgNode) -> None:
         counts["evaluated_videos"],
         counts["videos"],
     )
-    for failure in predictions.failures:
-        logger.warning("not evaluated: %s view %d: %s", failure.path, failure.view, failure.reason)
+    _log_failures(results["not_evaluated"])
     logger.info("wrote %s", Path(cfg.OUTPUT_DIR) / "test_results.json")
+
+
+def _log_failures(failures: Sequence[Mapping[str, Any]], shown: int = 20) -> None:
+    """Say what was not evaluated, and of many only the first: the results name them all."""
+    for failure in failures[:shown]:
+        logger.warning(
+            "not evaluated: %s (%s): %s", failure["id"], failure["path"], failure["reason"]
+        )
+    if len(failures) > shown:
+        logger.warning("not evaluated: %d more, see test_results.json", len(failures) - shown)
 
 
 def _checkpoint_to_test(output_dir: str, wanted: str) -> Path:
