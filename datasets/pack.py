@@ -19,6 +19,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -177,7 +178,7 @@ def check_name(name: str) -> None:
 
 def _write_dataset(file: Any, name: str, size: int, path: Path, progress: Progress) -> Entry:
     link = name if _is_unicode(name) else os.fsencode(name)
-    dataset = file.create_dataset(link, shape=(size,), dtype=np.uint8, fill_time="never")
+    dataset = file.create_dataset(link, shape=(size,), dtype=np.uint8)
 
     def put(position: int, chunk: bytes) -> None:
         dataset[position : position + len(chunk)] = np.frombuffer(chunk, dtype=np.uint8)
@@ -394,7 +395,8 @@ def _next_step(folder: Path, archive: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # names need not be Unicode
+    if isinstance(sys.stdout, TextIOWrapper):  # names need not be Unicode
+        sys.stdout.reconfigure(errors="backslashreplace")
     # a cluster ends a job so; what is half written is then cleared away
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     run_cli(main)

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -54,7 +55,10 @@ JOURNAL, REPORT, SUMMARY = "videos.jsonl", "report.txt", "report.json"
 QUARANTINE, PICTURE = "quarantine.tsv", "report.png"
 # Records named in the text of each problem; the JSON file has all.
 NAMED = 5
-BAR = 40  # characters
+# Characters: of a line, of a class's name, of a bar, of the columns of the table.
+WIDTH, LONGEST_NAME, BAR, TITLES, COLUMN = 100, 36, 40, 28, 24
+USABLE, LOST, SHORT = "tab:blue", "tab:red", "tab:orange"
+MOST_NAMES = 100  # classes whose names fit below a picture
 INTERRUPTED = 130  # what a shell makes of Ctrl-C
 # Clips that are timed at most, and seconds for that.
 TIMED_CLIPS, TIMED_SECONDS = 100, 20.0
@@ -193,7 +197,7 @@ def build_speed(cfg: CfgNode, listed: Path, wanted: float | None) -> dict[str, A
     Raises:
         ValueError: the loader can't be made, or too many clips in a row can't be read.
     """
-    alone = time_clips(build_timed_loader(cfg, listed, 0), skip=1)
+    alone = time_clips(build_timed_loader(cfg, listed, 0), skip=1, num_clips=TIMED_CLIPS)
     rates = {}
     for workers in sorted({1, cores()}):
         loader = build_timed_loader(cfg, listed, workers)
@@ -229,60 +233,52 @@ def check_data(args: argparse.Namespace) -> int:
     look = partial(examine, open_video=build_reader(cfg), full=args.full)
     journal = Journal(out / JOURNAL)
     try:
-        look_at_all(jobs, journal, partial(quietly, look=look), args.workers, full=args.full)
+        look_at_all(jobs, journal, look, args.workers, full=args.full)
     finally:
         journal.close()
     splits = [build_split(cfg, name, records[name], journal) for name in names]
     class_names, complaint = build_names(cfg)
-    write(out / QUARANTINE, quarantine_lines(splits))
+    to_leave_out = quarantine_lines(splits)
+    write(out / QUARANTINE, "".join(to_leave_out))
     report = build_head(cfg) | summarize(splits, journal.facts, class_names)
-    report |= {"complaint": complaint, "quarantine": str(out / QUARANTINE), "speed": None}
+    report |= {"complaint": complaint, "speed": None}
+    report |= {"quarantined": len(to_leave_out), "quarantine": str(out / QUARANTINE)}
     if args.speed and "train" in names:
         report["speed"] = measure_or_say(cfg, out / QUARANTINE, args.clips_per_second)
     write(out / SUMMARY, json.dumps(report, indent=1) + "\n")
-    write(out / REPORT, "\n".join([*tell(report), "", *tell_labels(report)]) + "\n")
+    write(out / REPORT, "\n".join([*tell(report), *tell_labels(report)]) + "\n")
     draw(report, splits).savefig(out / PICTURE, dpi=100)
     print("\n".join(tell(report)).encode("utf-8", "backslashreplace").decode())
     print(f"\nMore in {out}: {REPORT}, {SUMMARY}, {PICTURE}, {QUARANTINE}")
     return 0 if report["verdict"] is None or report["verdict"]["whole"] else 1
 
 
-def quietly(job: Job, look: Examine) -> Any:
-    """Look at a video without warnings: the report tells what they would."""
-    logging.getLogger("vmp").setLevel(logging.ERROR)
-    return look(job)
-
-
 def look_at_all(
     jobs: Sequence[Job], journal: Journal, look: Examine, workers: int, *, full: bool
 ) -> None:
     """Look at the videos that the journal does not know; what is seen goes into it at once."""
-    known = {job.path for job in jobs if journal.knows(job, full)}
-    waiting = [job for job in jobs if job.path not in known]
-    if known:
-        print(f"{len(known):,} of {len(jobs):,} videos are known from {journal.path}")
-    done = len(known)
-    bar = tqdm(
-        total=len(jobs),
-        initial=done,
-        desc="decode" if full else "look at",
-        unit=" files",
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-        smoothing=0.05,
-    )
     try:
-        with bar:
-            for facts in examine_all(waiting, look, min(workers, max(1, len(waiting)))):
+        waiting = [job for job in jobs if not journal.knows(job, full)]
+        known = len(jobs) - len(waiting)
+        if known:
+            print(f"{known:,} of {len(jobs):,} videos are known from {journal.path}", flush=True)
+        with progress_bar(len(jobs), known) as bar:
+            for facts in examine_all(waiting, look, min(workers, len(waiting))):
                 journal.add(facts)
-                done += 1
                 bar.update()
     except KeyboardInterrupt:
         print(
-            f"interrupted: {done:,} of {len(jobs):,} videos are in {journal.path}; "
+            f"interrupted; {len(journal.facts):,} videos are in {journal.path}: "
             f"the same command goes on from there",
             file=sys.stderr,
         )
         sys.exit(INTERRUPTED)
+
+
+def progress_bar(total: int, done: int) -> "tqdm[Any]":
+    """Return a bar of files; in the log of a job it says something twice a minute."""
+    pause = 0.2 if sys.stderr.isatty() else 30
+    return tqdm(total=total, initial=done, unit=" files", mininterval=pause, smoothing=0.05)
 
 
 def write(path: Path, text: str) -> None:
@@ -312,13 +308,19 @@ class Timing(NamedTuple):
 
 def measure_or_say(cfg: CfgNode, listed: Path, wanted: float | None) -> dict[str, Any]:
     """Return what `build_speed` does, or {"failed": why} where there is nothing to time."""
+    print("timing the loader (Ctrl-C leaves it) ...", file=sys.stderr, flush=True)
+    logging.disable(logging.WARNING)  # what is left out has been told
     try:
         return build_speed(cfg, listed, wanted)
-    except ValueError as error:
-        return {"failed": str(error)}
+    except (ValueError, RuntimeError) as error:  # the latter: a worker has died
+        return {"failed": str(error).strip().splitlines()[-1]}
+    except KeyboardInterrupt:
+        return {"failed": "interrupted"}
+    finally:
+        logging.disable(logging.NOTSET)
 
 
-def time_clips(loader: ClipLoader, *, skip: int, num_clips: int = TIMED_CLIPS) -> Timing:
+def time_clips(loader: ClipLoader, *, skip: int, num_clips: int) -> Timing:
     """Time clips of a loader, epoch after epoch, up to TIMED_SECONDS.
 
     Args:
@@ -373,27 +375,36 @@ def advise(rates: Mapping[int, float], wanted: float, ranks: int) -> str:
     each = -(-workers // ranks)
     shared = f" for each of {ranks} processes" if ranks > 1 else ""
     return (
-        f"For {wanted:g} clips/s set DATA_LOADER.NUM_WORKERS {each}{shared}: {workers} workers "
-        f"load {between(rates, workers):.3g} clips/s ({how})."
+        f"For {wanted:g} clips/s set DATA_LOADER.NUM_WORKERS {each}{shared}; workers in all: "
+        f"{workers}, which load {between(rates, workers):.3g} clips/s ({how})."
     )
 
 
 # --------------------------------------------------------------------------- the text
 def tell(report: Mapping[str, Any]) -> list[str]:
     """Return the main part of the report as lines."""
-    lines = [_title(report), *_tell_videos(report["videos"]), ""]
+    lines = [*_tell_title(report), *_tell_videos(report["videos"]), ""]
     lines += _tell_counts(report["splits"])
     if report["complaint"]:
-        lines += ["", f"! {report['complaint']}"]
+        lines += ["", *_paragraph(f"CLASSES: {report['complaint']}")]
     for kind in KINDS:
         lines += _tell_kind(kind, report)
     lines += _tell_pairs(report)
     if report["speed"]:
         lines += ["", *_tell_speed(report["speed"])]
-    lines += _tell_quarantine(report)
+    if report["quarantined"]:
+        lines += [
+            "",
+            f"To leave out what can't be read ({report['quarantined']:,}), give the run",
+            f"  DATA.QUARANTINE {report['quarantine']}",
+        ]
     if report["verdict"] is not None:
-        lines += ["", report["verdict"]["text"]]
+        lines += ["", *_paragraph(report["verdict"]["text"])]
     return lines
+
+
+def _paragraph(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def _title(report: Mapping[str, Any]) -> str:
@@ -401,64 +412,85 @@ def _title(report: Mapping[str, Any]) -> str:
     return f"{report['dataset']}{variant}, in {report['root']}"
 
 
+def _tell_title(report: Mapping[str, Any]) -> list[str]:
+    clip = Clip(**report["clip"])
+    rate = f"{clip.target_fps:g} fps" if clip.target_fps else "the video's own rate"
+    title = _title(report)
+    return [
+        title,
+        "=" * len(title),
+        f"a clip    {clip.num_frames} frames, {clip.rate} apart at {rate}",
+    ]
+
+
 def _tell_videos(videos: Mapping[str, Any]) -> list[str]:
     how = "every frame decoded"
     if videos["fully_decoded"] < videos["readable"]:
-        how = "packets listed and some frames decoded; --full decodes them all"
-    lines = [f"{videos['count']:,} videos, {videos['readable']:,} readable ({how})"]
+        how = "some frames of each decoded; --full decodes them all"
+    lines = [f"videos    {videos['count']:,}, of which {videos['readable']:,} can be read ({how})"]
     if not videos["readable"]:
         return lines
     frames = videos["frames"]
-    lines.append(
-        f"  frames    {frames['min']:,} to {frames['max']:,}, median {frames['median']:,}; "
-        f"{_counted(videos['fps'], ' fps')}"
-    )
-    lines.append(f"  pictures  {_counted(videos['sizes'])}; {_counted(videos['codecs'])}")
-    found = {"packets": "the packets", "frames": "decoding all"}
+    found = {"packets": "listing the packets", "frames": "decoding everything"}
     scans = {found[scan]: number for scan, number in videos["frames_found_by"].items()}
-    lines.append(f"  counted   by {_counted(scans)}; header: {_tell_header(videos)}")
-    return lines
+    return [
+        *lines,
+        f"length    {_range(list(frames.values()))} frames (min / median / max)",
+        f"rate      {_counted(videos['fps'], ' fps')}",
+        f"picture   {_counted(videos['sizes'])}",
+        f"codec     {_counted(videos['codecs'])}",
+        f"counted   by {_counted(scans)}",
+        f"headers   {_tell_headers(videos['promised_less_decoded'])}",
+    ]
 
 
-def _tell_header(videos: Mapping[str, Any]) -> str:
+def _tell_headers(lacking: Mapping[str, int]) -> str:
     """Say how many frames more the headers promise than decode."""
-    lacking = dict(videos["promised_less_decoded"])
-    silent = lacking.pop("not told", 0)
-    told = {"right" if more == "0" else f"{int(more):+d}": n for more, n in lacking.items()}
-    if silent:
-        told["silent"] = silent
-    return _counted(told) if told else "durations only"
+    if not lacking:
+        return "tell no number of frames"
+    words = {"not told": "tell no number", "0": "tell what decodes"}
+    told = {words.get(more) or _too_many(int(more)): n for more, n in lacking.items()}
+    return _counted(told)
+
+
+def _too_many(frames: int) -> str:
+    return f"promise {frames} more" if frames > 0 else f"promise {-frames} less"
 
 
 def _counted(counts: Mapping[str, int], unit: str = "") -> str:
     """Return `30 fps (12), 25 fps (3) and 2 others`."""
+    if len(counts) == 1:
+        return f"{next(iter(counts))}{unit}"
     shown = [f"{value}{unit} ({number:,})" for value, number in list(counts.items())[:3]]
-    others = f" and {len(counts) - 3:,} others" if len(counts) > 3 else ""
+    more = len(counts) - 3
+    others = f" and {more:,} other{'s' * (more > 1)}" if more > 0 else ""
     return ", ".join(shown) + others
 
 
 def _tell_counts(splits: Mapping[str, Any]) -> list[str]:
     """Return a table with a column a split."""
-    rows: list[tuple[str, list[str]]] = [
-        ("records", [_number(split["records"]) for split in splits.values()])
-    ]
-    if any(split["official"] is not None for split in splits.values()):
-        rows.append(("official", [_number(split["official"]) for split in splits.values()]))
-    rows.append(("usable", [_number(split["usable"]) for split in splits.values()]))
+    every = list(splits.values())
+    rows = [("records", [_number(split["records"]) for split in every])]
+    if any(split["official"] is not None for split in every):
+        rows.append(("  official", [_number(split["official"]) for split in every]))
+    rows.append(("  usable", [_number(split["usable"]) for split in every]))
     for kind in KINDS:
-        counts = [len(split["problems"].get(kind, ())) for split in splits.values()]
+        counts = [len(split["problems"].get(kind, ())) for split in every]
         if any(counts):
-            mark = "  not: " if kind in UNUSABLE else "  note: "
+            mark = "  not usable: " if kind in UNUSABLE else "  careful: "
             rows.append((mark + kind, [_number(count) for count in counts]))
-    rows.append(
-        ("classes", [f"{sum(c['usable'] > 0 for c in s['classes']):,}" for s in splits.values()])
-    )
-    rows.append(
-        ("per class", [_range([c["usable"] for c in s["classes"]]) for s in splits.values()])
-    )
-    rows.append(("seconds", [_range(list(s["seconds"].values())) for s in splits.values()]))
-    head = f"{'':22}" + "".join(f"{name:>18}" for name in splits)
-    return [head, *(f"{title:22}" + "".join(f"{c:>18}" for c in cells) for title, cells in rows)]
+    of_classes = [[each["usable"] for each in split["classes"]] for split in every]
+    rows += [
+        (
+            "classes with any",
+            [f"{sum(map(bool, usable))} of {len(usable)}" for usable in of_classes],
+        ),
+        ("usable per class", [_range(usable) for usable in of_classes]),
+        ("seconds", [_range(list(split["seconds"].values())) for split in every]),
+    ]
+    head = f"{'':{TITLES}}" + "".join(f"{name:>{COLUMN}}" for name in splits)
+    cells = ((title, "".join(f"{cell:>{COLUMN}}" for cell in row)) for title, row in rows)
+    return [head, *(f"{title:{TITLES}}{row}" for title, row in cells)]
 
 
 def _number(value: int | None) -> str:
@@ -471,7 +503,7 @@ def _range(values: Sequence[float]) -> str:
         return "-"
     ordered = sorted(values)
     picked = (ordered[0], ordered[len(ordered) // 2], ordered[-1])
-    return " / ".join(f"{value:,.4g}" for value in picked)
+    return " / ".join(f"{v:,}" if isinstance(v, int) else f"{v:.2f}" for v in picked)
 
 
 def _tell_kind(kind: str, report: Mapping[str, Any]) -> list[str]:
@@ -484,9 +516,8 @@ def _tell_kind(kind: str, report: Mapping[str, Any]) -> list[str]:
     if not found:
         return []
     counted = ", ".join(f"{len(entries):,} in {name}" for name, entries in found.items())
-    lines = ["", f"{kind.upper()}: {counted}. {KINDS[kind]}"]
-    if kind == "short":
-        lines[-1] += f" {POLICIES[report['clip']['policy']]}"
+    policy = POLICIES[report["clip"]["policy"]] if kind == "short" else ""
+    lines = ["", *_paragraph(f"{kind.upper()}: {counted}. {KINDS[kind]} {policy}")]
     for name, entries in found.items():
         for entry in entries[:NAMED]:
             lines.append(f"  {name:5} {entry['id'] or entry['path']}: {entry['reason']}")
@@ -499,14 +530,14 @@ def _tell_pairs(report: Mapping[str, Any]) -> list[str]:
     """Return duplicates within the splits and leaks between them."""
     lines = []
     for name, split in report["splits"].items():
-        lines += _tell_some_pairs(
-            split["duplicates"], f"DUPLICATES in {name}", "The same frames as an earlier record."
-        )
-    if report["leaks"] is None:
+        meaning = "They have the same frames as an earlier record."
+        lines += _tell_some_pairs(split["duplicates"], f"DUPLICATES in {name}", meaning)
+    meaning = "Test records of frames that are trained on; what they score is no test."
+    lines += _tell_some_pairs(report["leaks"] or (), "LEAKS", meaning)
+    if lines:
         return lines
-    return lines + _tell_some_pairs(
-        report["leaks"], "LEAKS", "Test records of frames that are trained on."
-    )
+    unseen = "" if report["leaks"] is None else ", none of the test is trained on"
+    return ["", f"No frames come twice{unseen}."]
 
 
 def _tell_some_pairs(pairs: Sequence[Mapping[str, Any]], title: str, meaning: str) -> list[str]:
@@ -514,10 +545,10 @@ def _tell_some_pairs(pairs: Sequence[Mapping[str, Any]], title: str, meaning: st
         return []
     differ = sum(pair["labels"][0] != pair["labels"][1] for pair in pairs)
     contrary = f" {differ:,} of them with another class." if differ else ""
-    lines = ["", f"{title}: {len(pairs):,}. {meaning}{contrary}"]
+    lines = ["", *_paragraph(f"{title}: {len(pairs):,}. {meaning}{contrary}")]
     for pair in pairs[:NAMED]:
         first, second = pair["labels"]
-        classes = f" (classes {first} and {second})" if first != second else ""
+        classes = f" (class {first}, here {second})" if first != second else ""
         verb = "is" if pair["kind"] == "same" else "overlaps"
         lines.append(f"  {pair['second']} {verb} {pair['first']}{classes}")
     if len(pairs) > NAMED:
@@ -527,30 +558,20 @@ def _tell_some_pairs(pairs: Sequence[Mapping[str, Any]], title: str, meaning: st
 
 def _tell_speed(speed: Mapping[str, Any]) -> list[str]:
     if "failed" in speed:
-        return [f"SPEED: not measured: {speed['failed']}"]
+        return _paragraph(f"SPEED: not measured: {speed['failed']}")
     rates = speed["clips_per_second"]
-    lines = [
-        f"SPEED of the training loader on this machine: {1000 * speed['cpu_seconds_per_clip']:.3g} "
-        f"ms of CPU a clip ({speed['clips']} clips)"
-    ]
+    cost = f"{1000 * speed['cpu_seconds_per_clip']:.3g} ms of CPU a clip"
+    lines = [f"SPEED of the training loader, here and now: {cost} ({speed['clips']} clips)"]
+    lines.append(f"  {'workers':>7} {'clips/s':>9}")
     most = max(rates)
     for workers in sorted({1, most} | {2**power for power in range(10) if 2**power < most}):
-        how = "measured" if workers in rates else "not measured, on a line between those that are"
-        lines.append(f"  {workers:3} workers {between(rates, workers):8.3g} clips/s  ({how})")
-    lines.append(
-        f"  {speed['advice']}"
-        if speed["advice"]
-        else "  --clips-per-second N, the rate at which the model trains, tells how many it takes"
+        how = "measured" if workers in rates else "not measured: on a line between those that are"
+        lines.append(f"  {workers:7} {between(rates, workers):9.3g}  {how}")
+    advice = speed["advice"] or (
+        "With --clips-per-second N, the rate at which the model trains, it is told here how many "
+        "workers that takes."
     )
-    return lines
-
-
-def _tell_quarantine(report: Mapping[str, Any]) -> list[str]:
-    path = report["quarantine"]
-    listed = sum(1 for line in Path(path).read_text(encoding="utf-8").splitlines() if line)
-    if not listed:
-        return []
-    return ["", f"{listed:,} records are to be left out: DATA.QUARANTINE {path}"]
+    return [*lines, *(f"  {line}" for line in _paragraph(advice))]
 
 
 def tell_labels(report: Mapping[str, Any]) -> list[str]:
@@ -559,32 +580,37 @@ def tell_labels(report: Mapping[str, Any]) -> list[str]:
     for name, split in report["splits"].items():
         classes = split["classes"]
         empty = [each["name"] for each in classes if not each["usable"]]
-        told = f"; without one usable: {', '.join(empty)}" if empty else ""
-        lines.append(f"RECORDS PER CLASS, {name} (# usable, . not){told}")
+        told = f"; without a usable one: {', '.join(empty)}" if empty else ""
+        lines += ["", *_paragraph(f"RECORDS PER CLASS, {name} (# usable, . not){told}")]
         width = max((len(each["name"]) for each in classes), default=0)
         largest = max((each["records"] for each in classes), default=0) or 1
-        for each in classes:
-            full = round(BAR * each["records"] / largest)
-            usable = round(BAR * each["usable"] / largest)
-            bar = "#" * usable + "." * (full - usable)
-            number = f"{each['usable']:,}"
-            if each["usable"] < each["records"]:
-                number += f" of {each['records']:,}"
-            lines.append(f"  {each['label']:3} {each['name']:{width}} {bar:{BAR}} {number}")
-        lines.append("")
+        lines += [_bar(each, min(width, LONGEST_NAME), BAR / largest) for each in classes]
     return lines
+
+
+def _bar(counts: Mapping[str, Any], width: int, scale: float) -> str:
+    usable, total = counts["usable"], counts["records"]
+    drawn = "#" * round(scale * usable)
+    drawn += "." * (round(scale * total) - len(drawn))
+    number = f"{usable:,}" if usable == total else f"{usable:,} of {total:,}"
+    return f"  {counts['label']:3} {_short(counts['name']):{width}} {drawn:{BAR}} {number}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
 
 
 # --------------------------------------------------------------------------- the picture
 def draw(report: Mapping[str, Any], splits: Sequence[Split]) -> Figure:
     """Draw, for each split, the records per class and the lengths of the records."""
-    figure = Figure(figsize=(14, 4.2 * len(splits)), layout="constrained")
+    figure = Figure(figsize=(14, 1 + 3.8 * len(splits)), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(_title(report))
     axes = figure.subplots(len(splits), 2, squeeze=False, width_ratios=(2, 1))
+    longest = max((length for split in splits for length in split.lengths), default=0) or 1
     for split, (left, right) in zip(splits, axes, strict=True):
         _draw_classes(left, split.name, report["splits"][split.name]["classes"])
-        _draw_lengths(right, split, report)
+        _draw_lengths(right, split, report, longest)
     return figure
 
 
@@ -592,29 +618,37 @@ def _draw_classes(axes: Axes, name: str, classes: Sequence[Mapping[str, Any]]) -
     labels = [each["label"] for each in classes]
     usable = [each["usable"] for each in classes]
     lost = [each["records"] - each["usable"] for each in classes]
-    axes.bar(labels, usable, color="tab:blue", label="usable")
+    axes.bar(labels, usable, color=USABLE, label="usable")
     if any(lost):
-        axes.bar(labels, lost, bottom=usable, color="tab:red", label="not usable")
+        axes.bar(labels, lost, bottom=usable, color=LOST, label="not usable")
         axes.legend()
-    axes.set(title=f"{name}: records per class", ylabel="records", xlabel="class")
+    axes.set(title=f"{name}: {sum(usable):,} usable records in {len(classes)} classes")
     axes.margins(x=0.01)
-    if len(classes) <= 70:
-        names = [each["name"] for each in classes]
-        upright = 90 if len(classes) > 8 else 0
-        axes.set_xticks(labels, names, rotation=upright, fontsize=10 if len(classes) < 30 else 7)
-        axes.set_xlabel("")
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    if len(classes) > MOST_NAMES:
+        axes.set_xlabel("class")
+        return
+    size, turn = (10, 0) if len(classes) <= 8 else (8, 90)
+    axes.set_xticks(
+        labels, [_short(each["name"]) for each in classes], rotation=turn, fontsize=size
+    )
 
 
-def _draw_lengths(axes: Axes, split: Split, report: Mapping[str, Any]) -> None:
+def _draw_lengths(axes: Axes, split: Split, report: Mapping[str, Any], longest: int) -> None:
     lengths = [length for length, fine in zip(split.lengths, split.usable(), strict=True) if fine]
-    axes.set(title=f"{split.name}: lengths", xlabel="frames of a record", ylabel="records")
-    if lengths:
-        axes.hist(lengths, bins=min(40, len(set(lengths))), color="tab:blue")
-    fps = next(iter(report["videos"]["fps"]), None)
-    if fps is not None:
-        needed = Clip(**report["clip"]).frames_needed(float(fps))
-        axes.axvline(needed, color="tab:orange", label=f"a clip: {needed} frames at {fps} fps")
-        axes.legend()
+    axes.set(title=f"{split.name}: length", xlabel="frames", xlim=(0, 1.02 * longest))
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    if not lengths:
+        return
+    axes.hist(lengths, bins=40, range=(0, longest), color=USABLE)
+    fps = next(iter(report["videos"]["fps"]))  # of most videos
+    needed = Clip(**report["clip"]).frames_needed(float(fps))
+    short = len(report["splits"][split.name]["problems"].get("short", ()))
+    axes.axvspan(0, needed, color=SHORT, alpha=0.2, label=f"{short:,} shorter than a clip")
+    axes.axvline(needed, color=SHORT, label=f"a clip, {needed} frames at {fps} fps")
+    axes.legend()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -520,20 +520,20 @@ def _rar_commands(archive: Path, folder: Path) -> dict[str, list[str]]:
 
 
 def _run(command: Sequence[str]) -> str:
-    """Run a program; return "" or, if it failed, the last line it wrote."""
+    """Run a program; return "" or, if it failed, how its errors begin."""
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,  # it may not ask for a password
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",
         check=False,
     )
     if done.returncode == 0:
         return ""
-    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-    return lines[-1] if lines else f"status {done.returncode}"
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    return " ".join(lines[:3]) or f"status {done.returncode}"
 
 
 # --------------------------------------------------------------------------- index
@@ -582,7 +582,7 @@ def scan_videos(ids: Mapping[str, str], index_dir: Path, workers: int) -> dict[s
 
     Args:
         ids: path of the video -> id of the clip.
-        index_dir: where what is found is kept, so that a stopped scan goes on.
+        index_dir: for what is found of long videos; short ones are looked at each time.
         workers: processes.
 
     Returns:

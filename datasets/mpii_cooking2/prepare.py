@@ -368,8 +368,13 @@ def cut_clips(
 
 
 def clip_name(record: VideoRecord) -> str:
-    """Return the path of a clip below --out; the row number in it makes it unique."""
-    return f"{CLIPS}/{record.id}_{NAMES[record.label].replace(' ', '_')}.mp4"
+    """Return the path of a clip below --out.
+
+    The row number in it makes it unique; the frames keep an index that was written with other
+    options true.
+    """
+    activity = NAMES[record.label].replace(" ", "_")
+    return f"{CLIPS}/{record.id}_{activity}_{record.start}-{record.stop}.mp4"
 
 
 def _of_clip(record: VideoRecord, frames: int | DecodeError | None) -> VideoRecord:

@@ -27,9 +27,10 @@ class Annotated(NamedTuple):
     attributes: tuple[str, ...] | None = None
 
 
-# Frames of each video; None: the file is there but broken.
+# Frames of each video, one of them long enough for its index to be kept; None: the file is there
+# but broken.
 VIDEOS = {
-    "s07-d72": 730,
+    "s07-d72": 1100,
     "s08-d02": 60,
     "s21-d21": 30,
     "s22-d23": 50,

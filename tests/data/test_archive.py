@@ -13,7 +13,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from tests.conftest import load_module
-from vmp.data import VideoReader, archive
+from vmp.data import VideoReader, archive, csv_list
 from vmp.data.archive import DecodeError, locate
 
 NAMES = ("hug/a b, c#1.mp4", "hug/--ü%20:x.avi", "hug/deep er/[1]'\"\\;&.mp4", "-x.mp4")
@@ -595,3 +595,11 @@ def test_workers_read_from_an_archive_that_their_parent_has_used(root, read_numb
     rows = [row for _ in range(2) for ((*row,),) in loader]
     assert [number for number, _ in rows] == 2 * [0, 100, 200, 300]
     assert os.getpid() not in {process for _, process in rows}
+
+
+def test_a_list_of_ones_own_may_name_members(packed, tmp_path, read_number):
+    shutil.copy(packed / "videos.h5", tmp_path / "mine.h5")
+    (tmp_path / "train.csv").write_text(f"mine.h5/{NAMES[0]} 0\nmine/{NAMES[1]} 1\n")
+    records = csv_list.csv(str(tmp_path), "train")
+    firsts = [VideoReader(record.path).read([0])[0] for record in records]
+    assert [read_number(first) for first in firsts] == [0, 100]

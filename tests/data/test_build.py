@@ -1,8 +1,10 @@
+import shutil
+
 import pytest
 import torch
 
 from vmp.config.defaults import get_cfg
-from vmp.data import CLASS_NAMES, DATASETS, build_loader
+from vmp.data import CLASS_NAMES, DATASETS, build_loader, frame_index
 
 
 @pytest.fixture
@@ -76,3 +78,41 @@ def test_every_data_set_has_class_names_and_the_common_errors():
             DATASETS.get(name)("somewhere", "val")
         with pytest.raises(ValueError, match="nowhere"):
             DATASETS.get(name)("nowhere", "train")
+
+
+def test_what_is_in_quarantine_is_left_out_of_training_and_counted_in_a_test(cfg, tmp_path, caplog):
+    path = tmp_path / "quarantine.tsv"
+    path.write_text("video 1.mp4\tunreadable: no video stream\nvideo 4.mp4\tstalls\n")
+    cfg.DATA.QUARANTINE = str(path)
+    with caplog.at_level("WARNING"):
+        train = build_loader(cfg, "train")
+    assert [record.id for record in train.records] == [
+        f"video {v}.mp4" for v in (0, 2, 3, *range(5, 11))
+    ]
+    assert "training on 9 of 11 official records: 2 quarantined" in caplog.text
+    test = build_loader(cfg, "test")
+    assert len(test.records) == 5
+    failures = [failure for batch in test.epoch(0) for failure in batch.failures]
+    assert len(failures) == 2 * test.num_views
+    assert {failure.reason for failure in failures} == {
+        "quarantined: unreadable: no video stream",
+        "quarantined: stalls",
+    }
+
+
+def test_long_videos_are_indexed_once_into_the_folder_of_the_data_set(
+    cfg, video_folder, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(video_folder, tmp_path / "videos")
+    monkeypatch.setattr(frame_index, "_STORED_FROM", 10)
+    cfg.DATA.PATH_TO_DATA_DIR = str(folder)
+    list(build_loader(cfg, "val").epoch(0))
+    assert len(list((folder / "frame_index").iterdir())) == 5
+
+
+def test_a_clip_that_takes_too_long_is_reported(cfg):
+    cfg.DATA.DECODE_TIMEOUT = 1e-9
+    frame_index._indexes.clear()
+    failures = [f for batch in build_loader(cfg, "val").epoch(0) for f in batch.failures]
+    assert len(failures) == 5
+    assert all("took more than" in failure.reason for failure in failures)

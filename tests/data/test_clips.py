@@ -1,11 +1,13 @@
 import pickle
+import time
 
 import numpy as np
 import pytest
 import torch
 
+from vmp.data.archive import DecodeError
 from vmp.data.clips import Batch, ClipDataset, Failure, collate, stretch
-from vmp.data.decode import DecodeError
+from vmp.data.decode import VideoReader
 from vmp.data.records import VideoRecord
 from vmp.data.sampling import RandomClip, SpacedClips
 from vmp.data.transforms import RandomCrop, ViewCrop
@@ -138,3 +140,47 @@ def test_the_global_random_state_is_left_alone(records):
     train_set(records)[0, 0]
     assert torch.equal(before[0], torch.get_rng_state())
     assert (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+
+
+def test_an_excluded_record_is_not_opened_and_counts_as_not_decoded(records):
+    absent = records[1]._replace(excluded="absent", path=records[0].path)
+    opened = []
+    dataset = eval_set([records[0], absent])
+    dataset.open_video = lambda path: opened.append(path)
+    sample = dataset[0, 6]
+    assert sample.clip is None
+    assert sample.failures == (Failure(absent.path, "absent", 1, 0),)
+    assert opened == []
+
+
+def test_the_views_of_a_video_share_one_reader_and_the_crops_of_a_clip_its_frames(records):
+    dataset = eval_set(records)
+    fresh = [eval_set(records)[0, item].clip for item in range(12)]
+    opened, read = [], []
+
+    class Reader(VideoReader):
+        def __init__(self, path):
+            opened.append(path)
+            super().__init__(path)
+
+        def read(self, indices, short_side=None):
+            read.append(list(indices))
+            return super().read(indices, short_side)
+
+    dataset.open_video = Reader
+    shared = [dataset[0, item].clip for item in range(12)]
+    assert all(torch.equal(one, other) for one, other in zip(shared, fresh, strict=True))
+    assert opened == [records[0].path, records[1].path]
+    assert len(read) == 4  # 2 videos of 2 clips, each of 3 crops
+
+
+def test_what_a_stalled_decoder_still_uses_is_not_used_again(records):
+    reader = VideoReader(records[0].path, timeout=0.1)
+    whole = reader.read([0, 1])
+    stuck = reader._backend
+    stuck.read = lambda *a: time.sleep(3)
+    with pytest.raises(DecodeError, match="stalls"):
+        reader.read([0])
+    assert reader._backend is not stuck
+    reader.timeout = 60.0
+    np.testing.assert_array_equal(reader.read([0, 1]), whole)

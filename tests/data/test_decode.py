@@ -185,6 +185,13 @@ def test_a_decoder_that_stalls_costs_one_read_not_the_job(tmp_path, make_video, 
         reader.read([3])
 
 
+def test_a_stall_while_a_file_is_indexed_costs_one_sample_too(tmp_path, make_video, monkeypatch):
+    path = make_video(tmp_path / "x.mp4", 8)
+    monkeypatch.setattr(frame_index, "make_index", lambda *a: time.sleep(5))
+    with pytest.raises(DecodeError, match="stalls"):
+        VideoReader(path, timeout=0.1)
+
+
 def test_a_file_that_takes_too_long_is_given_up(tmp_path, make_video):
     path = make_video(tmp_path / "x.ts", 60, codec="mpeg2video", options={"g": "6"})
     with pytest.raises(DecodeError, match="took more than 0 s"):

@@ -116,6 +116,13 @@ def test_what_is_missing_and_what_is_too_much_is_told(prepare, capsys):
     assert f"{num_tested - 1} of {num_tested} test clips" in told
 
 
+def test_the_index_may_lie_among_the_videos(prepare, release, tmp_path, capsys):
+    shutil.copytree(release[0], tmp_path / "videos")
+    for _ in range(2):
+        check_records(prepare(tmp_path / "videos", out=tmp_path / "videos"), tmp_path / "videos")
+        assert "left alone (6):" in capsys.readouterr().out
+
+
 def test_the_list_of_the_missing_goes_when_nothing_is_missing(prepare, release, tmp_path):
     videos = tmp_path / "copy"
     shutil.copytree(release[0], videos)
@@ -370,6 +377,8 @@ def test_a_class_left_packed_between_folders_is_unpacked(prepare, release, tmp_p
     assert Path(record.path) == out / "videos" / record.id
     assert first_number(record.path) == miniature.FIRST[record.id]
     assert sorted(videos.rglob("*")) == before
+    first = (out / INDEX).read_bytes()
+    assert (prepare(videos) / INDEX).read_bytes() == first
 
 
 def test_an_archive_that_was_downloaded_again_is_unpacked_again(prepare, release, tmp_path):
@@ -393,6 +402,12 @@ def test_what_is_no_archive_or_a_broken_one_is_refused(prepare, release, tmp_pat
     broken.write_bytes(broken.read_bytes()[:-2000])
     with pytest.raises(ValueError, match="can't be unpacked"):
         prepare(broken)
+    empty = tmp_path / "classes" / "hug.zip"
+    empty.parent.mkdir()
+    with zipfile.ZipFile(empty, "w") as file:
+        file.writestr("hug/readme.txt", b"")
+    with pytest.raises(ValueError, match=r"hug\.zip has no \.avi of class hug"):
+        prepare(empty.parent)
     with pytest.raises(ValueError, match="no folder <class>/"):
         prepare(release[1])
     with pytest.raises(ValueError, match="does not exist"):
@@ -465,6 +480,8 @@ def test_a_rar_that_is_cut_off_is_refused_and_its_class_done_again(prepare, rele
 def test_line_ends_and_blanks_do_not_matter(line, tool, release, tmp_path):
     miniature.write_splits(tmp_path / "splits", line)
     (tmp_path / "splits" / "class_list.txt").write_text("brush_hair\n")
+    marked = tmp_path / "splits" / "run_test_split1.txt"
+    marked.write_bytes(b"\xef\xbb\xbf" + marked.read_bytes())  # as some editors begin a file
     (tmp_path / "splits" / "._hug_test_split1.txt").write_bytes(b"\x00\x05\x16\x07")
     assert tool.read_split_files(tmp_path / "splits") == tool.read_split_files(release[1])
 

@@ -23,6 +23,8 @@ from tests.data.miniature_mpii_cooking2 import (
 from vmp import engine
 from vmp.config import load_cfg
 from vmp.data import CLASS_NAMES, DATASETS, VideoReader
+from vmp.data.archive import DecodeError
+from vmp.data.frame_index import find_index
 from vmp.data.mpii_cooking2 import NAMES
 from vmp.utils.cli import run_cli
 
@@ -182,6 +184,26 @@ def test_the_authors_shift_is_one_frame_late(release, prepare, tmp_path):
     assert "the authors' shift" in (shifted / "report.txt").read_text()
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "frames", "excluded"),
+    [
+        (1, 50, (0, 50), ""),
+        (50, 50, (49, 50), ""),
+        (50, 51, (49, 50), ""),
+        (0, 3, (0, 3), ""),  # no such frame where counting begins at 1
+        (51, 51, (50, 51), "out of range: frames 51 to 51 of 50"),
+        (9, 8, (8, 8), "out of range: frames 9 to 8 of 50"),
+    ],
+)
+def test_frames_are_kept_within_the_video(script, prepared, start, end, frames, excluded):
+    index = find_index(records_of(prepared, "test")[0].path)
+    assert index.num_frames == 50
+    row = script.Row(7, "s22-d23-cam-002", "addV", start, end)
+    record = script.make_record(row, "video.avi", index, authors_shift=False)
+    assert (record.start, record.stop) == frames
+    assert record.excluded == excluded
+
+
 def test_the_class_names_are_the_67(prepared):
     names = CLASS_NAMES.get("mpiicooking2")(str(prepared))
     assert names == NAMES == tuple(sorted(NAMES))
@@ -255,16 +277,12 @@ def test_a_reencoded_video_of_another_rate_is_told(release, prepare, tmp_path):
 
 
 def test_preparing_again_writes_the_same_and_scans_nothing_again(release, prepare, prepared):
-    before = {
-        path: (path.stat().st_mtime_ns, path.read_bytes())
-        for path in prepared.rglob("*")
-        if path.is_file()
-    }
+    before = {path: path.read_bytes() for path in prepared.rglob("*") if path.is_file()}
+    kept = {path: path.stat().st_mtime_ns for path in (prepared / "frame_index").iterdir()}
+    assert len(kept) == 1
     prepare(release, prepared)
-    for path, (changed, content) in before.items():
-        assert path.read_bytes() == content
-        if path.parent.name == "frame_index":
-            assert path.stat().st_mtime_ns == changed
+    assert {path: path.read_bytes() for path in before} == before
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
 def test_the_setup_may_be_nested_as_the_archive_unpacks_it(release, prepare, prepared, tmp_path):
@@ -408,6 +426,7 @@ def full_rows(script):
     return rows, files
 
 
+@pytest.mark.slow
 def test_a_release_of_the_official_size_is_indexed_without_a_warning(prepare, script, tmp_path):
     rows, files = full_rows(script)
     write_annotation(tmp_path / MAT, rows, shared=True)
@@ -418,18 +437,14 @@ def test_a_release_of_the_official_size_is_indexed_without_a_warning(prepare, sc
     counts = [
         len(records_of(out, *request)) for request in (("train",), ("test",), ("test", "val"))
     ]
-    in_splits = sum(row.sequence != "" for row in rows[:13_990] if in_files(row, files))
-    assert sum(counts) == in_splits
+    listed = " ".join(files.values()).split()
+    assert sum(counts) == sum(row.sequence in listed for row in rows[:13_990])
     usable = [record for record in records_of(out, "train") if not record.excluded]
     assert len(usable) == sum(row.sequence == "s07-d01" for row in rows[:13_990])
     report = (out / "report.txt").read_text()
     assert "warnings" not in report
     assert "sequences in no split, not used: 13" in report
     assert len((out / "missing.txt").read_text().splitlines()) == 201 + 17 + 42 - 1
-
-
-def in_files(row, files):
-    return any(row.sequence in text for text in files.values())
 
 
 # --------------------------------------------------------------------------- cutting
@@ -452,7 +467,7 @@ def test_a_clip_has_the_frames_that_the_long_video_has_there(prepared, clips):
 def test_clips_are_files_of_their_own_inside_the_folder(clips, tmp_path):
     names = sorted(path.relative_to(clips).as_posix() for path in clips.rglob("*.mp4"))
     assert len(names) == 8 + 4 + 2
-    assert "clips/s07-d72-cam-002/00002_take_outV.mp4" in names
+    assert "clips/s07-d72-cam-002/00002_take_outV_269-414.mp4" in names
     duplicates = [name for name in names if "washV" in name and "s08" in name]
     assert len(duplicates) == 2
     moved = tmp_path / "moved"
@@ -473,6 +488,36 @@ def test_cutting_again_makes_only_what_is_not_there(release, prepare, clips):
     assert (clips / "index.json").read_text() == index
     changed = [path for path in times if path.stat().st_mtime_ns != times[path]]
     assert changed == [paths[5]]
+
+
+def test_clips_of_other_frames_do_not_replace_those_of_an_index_written_before(
+    release, prepare, clips
+):
+    before = {path: path.read_bytes() for path in clips.rglob("*.mp4")}
+    index = (clips / "index.json").read_text()
+    prepare(release, clips, "--cut", "--authors-shift")
+    assert {path: path.read_bytes() for path in before} == before
+    record = records_of(clips, "train")[0]
+    with VideoReader(record.path) as reader:
+        assert number_in(reader.read([0])[0]) == 194
+    prepare(release, clips, "--cut")
+    assert (clips / "index.json").read_text() == index
+    for path in set(clips.rglob("*.mp4")) - set(before):
+        path.unlink()
+
+
+def test_what_cannot_be_cut_is_excluded_with_its_reason(
+    release, script, prepare, tmp_path, monkeypatch
+):
+    def breaks_off(clips, index_dir, workers):
+        for clip in clips:
+            broken = clip.start == 453
+            yield clip, DecodeError(clip.source, "breaks off") if broken else clip.stop - clip.start
+
+    monkeypatch.setattr(script, "cut_all", breaks_off)
+    excluded = excluded_of(records_of(prepare(release, tmp_path / "out", "--cut"), "train"))
+    assert excluded[3] == "unreadable: breaks off"
+    assert [number for number, why in excluded.items() if why] == [3, 23, 24]
 
 
 # --------------------------------------------------------------------------- a run

@@ -1,4 +1,4 @@
-"""What is wrong with a data set: each video is looked at once, in parallel, then each record judged.
+"""What is wrong with a data set: each video is looked at once, then each record is judged.
 
 What was found about a video is a line of a journal, so that an audit can be stopped and goes on
 where it was. Judging needs no video: whatever the config says of clips, nothing is read again.
@@ -6,6 +6,7 @@ where it was. Judging needs no video: whatever the config says of clips, nothing
 
 import hashlib
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -47,12 +48,14 @@ OFFICIAL_COUNTS: dict[str, dict[str, dict[str, int]]] = {
 # Where frames of a stretch are compared, shares of its length: unevenly spaced, or what repeats
 # itself could look still.
 _SAMPLED = (0.0, 0.2, 0.5, 0.7, 1.0)
-# They are scaled to this short side, pixels, which levels the noise of sensor and encoder.
+# They are scaled to this short side, pixels, which evens out the noise of sensor and encoder.
 _MOTION_SIDE = 64
+# Weights of R, G and B in the grey that motion prompts take differences of.
+_LUMA = (0.299, 0.587, 0.114)
 # A stretch in which 99 % of the pixels differ by less, in levels of 0 to 255, shows no motion.
-# Still pictures, encoded, give up to 4 (10 where the encoder is short of bits), eight frames in
-# a row of UT-Interaction at least 6, whole clips of it at least 43.
-STILL = 5.0
+# A still picture, encoded, gives up to 3.3 (7 where the encoder is short of bits); eight frames in
+# a row of UT-Interaction give at least 4.6, its whole clips at least 40.
+STILL = 4.0
 # More frames promised than decode: what headers of sound files do, being off by one or two, and
 # what is missing. Durations are told less exactly than counts.
 _SLACK_FRAMES, _SLACK_SHARE = 3, 0.02
@@ -257,17 +260,17 @@ def _look(reader: VideoReader, part: Stretch) -> StretchFacts:
 
 
 def motion(frames: Frames) -> float:
-    """Return by how much pictures differ from the ones before, in levels of 0 to 255.
+    """Return by how much the grey of pictures differs from the ones before, levels of 0 to 255.
 
-    That is the difference, of the channel that differs most, that 99 % of the pixels stay below, of
-    the two pictures that differ most: a small thing that moves counts, noise does not.
+    That is the difference that 99 % of the pixels stay below, of the two pictures that differ most:
+    a small thing that moves counts, noise does not.
 
     Args:
         frames: (T, H, W, 3) uint8; one alone does not move.
     """
     if len(frames) < 2:
         return 0.0
-    differences = np.abs(np.diff(frames.astype(np.int16), axis=0)).max(axis=-1)
+    differences = np.abs(np.diff(frames @ np.array(_LUMA), axis=0))
     return round(float(np.percentile(differences, 99, axis=(1, 2)).max()), 1)
 
 
@@ -309,8 +312,8 @@ def _sound_frames(
         try:
             frames = packet.decode()
         except av.FFmpegError:
-            by_stamp = index.label == "pts" and packet.pts is not None
-            bad.add(int(np.searchsorted(index.stamps, packet.pts)) if by_stamp else came)
+            stamp = packet.pts if index.label == "pts" else None
+            bad.add(came if stamp is None else int(np.searchsorted(index.stamps, stamp)))
             continue
         came += len(frames)
         yield from frames
@@ -390,7 +393,11 @@ def _start(context: Any, examine: Examine) -> tuple[Connection, BaseProcess]:
 
 
 def _serve(pipe: Connection, examine: Examine) -> None:
-    """Answer each job with what was seen, or with the exception that is our own fault."""
+    """Answer each job with what was seen, or with the exception that is our own fault.
+
+    What the loader would warn of is among what is seen.
+    """
+    logging.getLogger("vmp").setLevel(logging.ERROR)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     while True:
         try:
@@ -534,9 +541,9 @@ KINDS = {
     "frame what follows may be wrong as well. Get these files again.",
     "truncated": "Their file promises notably more frames than decode; it is read as far as it "
     "goes. Get these files again.",
-    "ends early": "They end after the last frame of their video; they are read as far as it goes.",
-    "still": "No motion, which is what motion prompts live on: 99 % of the pixels of frames here "
-    f"and there differ by less than {STILL:g} of 255. Look at some.",
+    "overrun": "They end after the last frame of their video; they are read as far as it goes.",
+    "still": "No motion, which is all that a motion prompt sees: between frames here and there "
+    f"99 % of the pixels change by less than {STILL:g} of 255. Look at some.",
     "short": "They are shorter than a clip.",
 }
 UNUSABLE = ("excluded", "label", "missing", "unreadable", "beyond", "broken", "refused")
@@ -652,13 +659,13 @@ def _judge_stretch(record: VideoRecord, facts: VideoFacts, clip: Clip) -> Iterat
         yield Problem("beyond", where)
         return
     if stop > facts.num_frames:
-        yield Problem("ends early", where)
+        yield Problem("overrun", where)
     yield from _judge_damage(record, facts)
     seen = next(
         part for part in facts.stretches if (part.start, part.stop) == (record.start, record.stop)
     )
     if seen.motion is not None and seen.motion < STILL:
-        yield Problem("still", f"its frames differ by {seen.motion:g}")
+        yield Problem("still", f"changes by {seen.motion:g} of 255")
     needed = clip.frames_needed(facts.fps)
     if length < needed:
         kind = "refused" if clip.policy == "error" else "short"
@@ -740,7 +747,7 @@ def _worst_overlap(
 
 
 # --------------------------------------------------------------------------- what to write
-def quarantine_lines(splits: Sequence[Split]) -> str:
+def quarantine_lines(splits: Sequence[Split]) -> list[str]:
     """Return the list for DATA.QUARANTINE: what can't be read, and what was on the list before.
 
     A record without an id can't be named in it.
@@ -751,7 +758,7 @@ def quarantine_lines(splits: Sequence[Split]) -> str:
             reason = _reason_to_quarantine(record, problems)
             if reason and record.id:
                 reasons.setdefault(record.id, reason)
-    return "".join(f"{name}\t{_one_line(reason)}\n" for name, reason in reasons.items())
+    return [f"{name}\t{_one_line(reason)}\n" for name, reason in reasons.items()]
 
 
 def _reason_to_quarantine(record: VideoRecord, problems: Iterable[Problem]) -> str:
@@ -773,7 +780,7 @@ def summarize(
     named = {split.name: split for split in splits}
     both = "train" in named and "test" in named
     leaks = find_leaks(named["train"], named["test"], facts) if both else []
-    used = {record.path for split in splits for record in split.records if not record.excluded}
+    used = dict.fromkeys(r.path for split in splits for r in split.records if not r.excluded)
     return {
         "videos": _summarize_videos([facts[path] for path in used]),
         "splits": {split.name: _summarize_split(split, facts, class_names) for split in splits},

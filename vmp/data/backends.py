@@ -5,7 +5,7 @@ what the file holds: the index knows.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 import av
 import numpy as np
@@ -102,43 +102,44 @@ class PyAV:
         Raises:
             DecodeError: one does not decode, or not in time.
         """
-        frames = np.empty((len(numbers), *size, 3), dtype=np.uint8)
+        # in memory channel by channel, as the scaler makes them and as clips are laid out
+        frames = np.empty((3, len(numbers), *size), dtype=np.uint8).transpose(1, 2, 3, 0)
         scaler = VideoReformatter()
         places = {number: place for place, number in enumerate(numbers)}
         with as_decode_errors(self.source.path):
             for run in plan_runs(self.index.keys, numbers):
                 for number, frame in self._decode(run, deadline):
-                    frames[places[number]] = _to_rgb(scaler, frame, *size)
+                    _to_rgb(scaler, frame, frames[places[number]])
+                    del frame  # a full-size picture less while the next ones are decoded
         return frames
 
     def _decode(self, run: Run, deadline: Deadline) -> Iterator[tuple[int, VideoFrame]]:
         """Yield the frames of a run; again from further back where a seek does not do.
 
-        A damaged frame is mended with what the decoder saw before it, so where there is damage the
-        frames come as they do when the whole file is decoded: from its start, nothing left out.
+        A decoder mends a damaged frame with what it saw before. At the first sign of damage the
+        frames are decoded as a player does: from the start of the file, and nothing left out.
         """
         wanted = list(run.numbers)
         reason = "its time stamp never comes"
         starts = sorted({run.key, max(run.key - 1, -1)}, reverse=True)
-        for key, strict in [*((start, True) for start in starts), (-1, False)]:
+        for key, whole in [*((start, False) for start in starts), (-1, True)]:
             try:
-                for number, frame in self._decode_from(key, strict, wanted, deadline):
+                for number, frame in self._decode_from(key, whole, wanted, deadline):
                     yield number, frame
                     wanted.remove(number)
+                    del frame  # damage shows what a buffer held before: hold as many as a player
             except av.FFmpegError as error:
                 reason = error.strerror or str(error)
-            if not strict:
-                self.close()
             if not wanted:
                 return
         raise DecodeError(self.source.path, f"frame {wanted[0]} does not decode: {reason}")
 
     def _decode_from(
-        self, key: int, strict: bool, wanted: Sequence[int], deadline: Deadline
+        self, key: int, whole: bool, wanted: Sequence[int], deadline: Deadline
     ) -> Iterator[tuple[int, VideoFrame]]:
         """Yield the wanted frames that come when decoding starts at a key frame.
 
-        If strict, it ends at the first sign of damage.
+        If not `whole`, it ends at the first sign of damage.
         """
         stamps = self.index.stamps
         if self.index.label:
@@ -147,11 +148,13 @@ class PyAV:
             due = {number: number for number in wanted}
         last = max(due)
         first = True
-        frames = self._frames(key, strict, due, deadline)
+        frames = self._frames(key, whole, due, deadline)
         for stamp, frame in label_frames(frames, self.index.label):
-            if key >= 0 and (stamp < stamps[self.index.keys[key]]):
+            if key >= 0 and stamp < stamps[self.index.keys[key]]:
                 continue  # it may lack what it refers to
-            if key >= 0 and (frame.is_corrupt or (first and not self._is_key(key, stamp, frame))):
+            if key >= 0 and first and not self._is_key(key, stamp, frame):
+                return
+            if frame.is_corrupt and not whole:
                 return
             first = False
             if stamp in due:
@@ -167,17 +170,17 @@ class PyAV:
         return not len(checks) or checksum(VideoReformatter(), frame) == checks[key]
 
     def _frames(
-        self, key: int, strict: bool, due: dict[int, int], deadline: Deadline
+        self, key: int, whole: bool, due: dict[int, int], deadline: Deadline
     ) -> Iterator[VideoFrame]:
         """Yield what decodes from a key frame on.
 
-        If strict, frames that are not due and that no other depends on are not decoded, where
+        If not `whole`, frames that are not due and that no other depends on are left out, where
         packets tell.
         """
-        container, stream = self._at(key, strict)
+        container, stream = self._at(key)
         context = stream.codec_context
         context.skip_frame = "DEFAULT"
-        skipping = strict and context.name in _SKIPPING
+        skipping = context.name in _SKIPPING and not whole
         left = set(due)
         for packet in container.demux(stream):
             deadline.check(self.source.path)
@@ -192,26 +195,36 @@ class PyAV:
                 yield from context.decode(None)
                 return
 
-    def _at(self, key: int, strict: bool) -> tuple[InputContainer, VideoStream]:
+    def _at(self, key: int) -> tuple[InputContainer, VideoStream]:
         """Return the file, opened, at a key frame; -1 is its start."""
         if key < 0:
             self.close()  # not every container can be brought back to its start
         if self._opened is None:
-            self._opened = open_video(self.source, strict)
+            self._opened = open_video(self.source)
         container, stream = self._opened
         if key >= 0:
             container.seek(int(self.index.stamps[self.index.keys[key]]), stream=stream)
         return container, stream
 
 
-def _to_rgb(scaler: VideoReformatter, frame: VideoFrame, height: int, width: int) -> Frames:
-    """Convert to (H, W, 3) uint8 RGB while scaling; one scaler does all frames of a clip."""
+def _to_rgb(scaler: VideoReformatter, frame: VideoFrame, out: Frames) -> None:
+    """Convert to RGB in `out` (H, W, 3) while scaling; one scaler does all frames of a clip.
+
+    At full size it is what PyAV's own `to_rgb` gives, bit for bit; in planes, scaling is faster.
+    """
+    height, width = out.shape[:2]
+    scaled = (height, width) != (frame.height, frame.width)
     rgb = scaler.reformat(
         frame,
         width=width,
         height=height,
-        format="rgb24",
+        format="gbrp" if scaled else "rgb24",
         interpolation="BILINEAR",
         **SCALER_THREADS,
     )
-    return cast(Frames, rgb.to_ndarray())  # other pixel formats have other types
+    if not scaled:
+        out[:] = rgb.to_ndarray()
+        return
+    for plane, channel in zip(rgb.planes, (1, 2, 0), strict=True):
+        rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(-1, plane.line_size)
+        out[:, :, channel] = rows[:height, :width]

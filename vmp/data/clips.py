@@ -172,7 +172,9 @@ class ClipDataset(Dataset[Sample]):
         return self._reader
 
     def _read(self, reader: VideoReader, numbers: Sequence[int], short_side: int) -> Frames:
-        """Return frames, those of the last call if they are the same: crops of one clip."""
+        """Return frames; of a video with several views those of the last call may be the same."""
+        if self.num_views == 1:
+            return reader.read(numbers, short_side)
         key = (reader.path, *numbers, short_side)
         if self._last is None or self._last[0] != key:
             self._last = None  # not two clips at a time

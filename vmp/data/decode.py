@@ -1,7 +1,6 @@
 """Exact frames of a video file by index."""
 
 import os
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,12 +12,17 @@ import numpy as np
 from vmp.data.archive import DecodeError, Source, locate
 from vmp.data.backends import Backend, Frames, PyAV
 from vmp.data.frame_index import Deadline, FrameIndex, index_of
+from vmp.utils.threads import run_in_time
 
 BACKENDS: dict[str, Callable[[Source, FrameIndex], Backend]] = {"pyav": PyAV}
 # Seconds that indexing a file, or reading a clip, may take.
 TIMEOUT = 120.0
 
 T = TypeVar("T")
+
+
+class StalledError(DecodeError):
+    """A decoder that never came back."""
 
 
 class VideoReader:
@@ -60,10 +64,10 @@ class VideoReader:
         self.path = os.fspath(path)
         self.timeout = timeout
         source = locate(self.path)
-        self._index = self._in_time(lambda deadline: index_of(source, index_dir, deadline))
-        self._make_backend: Callable[[], Backend] = partial(
-            BACKENDS[backend], source, self._index
+        self._index = _in_time(
+            lambda deadline: index_of(source, index_dir, deadline), self.path, timeout
         )
+        self._make_backend: Callable[[], Backend] = partial(BACKENDS[backend], source, self._index)
         self._backend = self._make_backend()
         self.fps = self._index.fps
         size = self._index.height, self._index.width
@@ -113,35 +117,20 @@ class VideoReader:
             )
         size = scaled_size(self._index.height, self._index.width, short_side)
         wanted, places = np.unique(numbers, return_inverse=True)
-        frames = self._in_time(lambda deadline: self._backend.read(wanted.tolist(), size, deadline))
+        try:
+            frames = _in_time(
+                lambda deadline: self._backend.read(wanted.tolist(), size, deadline),
+                self.path,
+                self.timeout,
+            )
+        except StalledError:
+            self._backend = self._make_backend()  # the thread left behind has the other one
+            raise
         if len(wanted) < len(numbers) or (places[:-1] > places[1:]).any():
             frames = frames[places]
-        return np.ascontiguousarray(np.rot90(frames, self._index.quarter_turns, axes=(1, 2)))
-
-    def _in_time(self, work: Callable[[Deadline], T]) -> T:
-        """Return what `work` does, in a thread of its own, so that a stalled decoder is left.
-
-        The decoders check the deadline between packets; one that never comes back keeps its thread.
-        """
-        results: list[T] = []
-        errors: list[BaseException] = []
-        deadline = Deadline(self.timeout)
-
-        def target() -> None:
-            try:
-                results.append(work(deadline))
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=target, daemon=True)
-        thread.start()
-        thread.join(self.timeout + 1.0)
-        if errors:
-            raise errors[0]
-        if not results:
-            self._backend = self._make_backend()  # the thread has the other one
-            raise DecodeError(self.path, f"the decoder stalls: no answer in {self.timeout:g} s")
-        return results[0]
+        if self._index.quarter_turns:
+            frames = np.ascontiguousarray(np.rot90(frames, self._index.quarter_turns, axes=(1, 2)))
+        return frames
 
 
 def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
@@ -157,3 +146,15 @@ def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, i
     if height <= width:
         return short_side, width * short_side // height
     return height * short_side // width, short_side
+
+
+def _in_time(work: Callable[[Deadline], T], path: str, seconds: float) -> T:
+    """Return what `work` does; a decoder that never comes back is left.
+
+    The decoders check the deadline between packets, so that they end by themselves if they can.
+    """
+    deadline = Deadline(seconds)
+    try:
+        return run_in_time(lambda: work(deadline), seconds + 1.0)
+    except TimeoutError as error:
+        raise StalledError(path, f"the decoder stalls: no answer in {seconds:g} s") from error

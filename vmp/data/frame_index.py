@@ -298,12 +298,16 @@ def _list_packets(
         return none, none
     stamps: list[int] = []
     keys: list[int] = []
+    # an AVI stores none: those of B-frames are worked out, which goes well for MPEG-4 only
+    guessed = container.format.name == "avi" and codec != "mpeg4"
     try:
         for packet in container.demux(stream):
             deadline.check(path)
             if packet.dts is None and packet.pts is None and not packet.size:
                 continue  # the flush at the end
             if packet.pts is None or packet.is_corrupt or packet.size < _smallest_packet(codec):
+                return none, none
+            if guessed and packet.pts != packet.dts:
                 return none, none
             if packet.is_discard:  # before the beginning that an edit list sets
                 continue
@@ -456,12 +460,8 @@ def as_decode_errors(path: str) -> Iterator[None]:
         raise DecodeError(path, error.strerror or str(error)) from error
 
 
-def open_video(source: Source, strict: bool = False) -> tuple[InputContainer, VideoStream]:
+def open_video(source: Source) -> tuple[InputContainer, VideoStream]:
     """Open a file and its first video stream, single-threaded: the workers are the parallelism.
-
-    Args:
-        source: the file.
-        strict: damage is an error; else the decoder mends it with what it saw before, if it can.
 
     Raises:
         DecodeError: there is no video stream, or its frames are larger than MAX_PIXELS.
@@ -482,6 +482,9 @@ def open_video(source: Source, strict: bool = False) -> tuple[InputContainer, Vi
         raise DecodeError(source.path, "no video stream")
     stream = streams[0]
     context = stream.codec_context
+    if context is None:
+        container.close()
+        raise DecodeError(source.path, "there is no decoder for its video stream")
     if context.width * context.height > MAX_PIXELS:
         container.close()
         raise DecodeError(
@@ -489,8 +492,6 @@ def open_video(source: Source, strict: bool = False) -> tuple[InputContainer, Vi
             f"frames of {context.width} x {context.height} pixels, at most {MAX_PIXELS} are read",
         )
     context.options = {"max_pixels": str(MAX_PIXELS)}
-    if strict:
-        context.options = {"err_detect": "explode", **context.options}
     context.thread_count = 1  # starts faster
     return container, stream
 

@@ -30,10 +30,7 @@ def hmdb51(root: str, split: str, variant: str = "") -> list[VideoRecord]:
         ValueError: an unknown variant, or no index in the folder.
     """
     check_request("hmdb51", root, split)
-    variant = variant or VARIANTS[0]
-    if variant not in VARIANTS:
-        raise ValueError(f"DATA.SPLIT {variant!r} is not known; there are: {', '.join(VARIANTS)}")
-    return read_index(root, "hmdb51", split, variant, script=SCRIPT)
+    return read_index(root, "hmdb51", split, variant or VARIANTS[0], script=SCRIPT)
 
 
 @register_class_names("hmdb51")
