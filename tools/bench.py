@@ -90,7 +90,9 @@ def bench_loaders(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, 
             for workers in args.workers:
                 rates = {}
                 for name in ("plain", "ours"):
-                    make = getattr(bench_decode, {"plain": "plain_loader", "ours": "our_loader"}[name])
+                    make = getattr(
+                        bench_decode, {"plain": "plain_loader", "ours": "our_loader"}[name]
+                    )
                     rates[name] = clips_per_second(make(paths, sampling, args.clips, workers))
                 yield {
                     "bench": "loader",

@@ -61,7 +61,7 @@ class Format(NamedTuple):
 # Bit rates: size over length of the releases, see datasets/*/README.md.
 FORMATS = {
     "hmdb": Format("HMDB-51", "avi", "mpeg4", (240, 320), Fraction(30), 96, 12, 800_000),
-    "finegym": Format("FineGym", "mp4", "libx264", (720, 1280), Fraction(25), 500, 250, 2_000_000),
+    "finegym": Format("FineGym", "mp4", "libx264", (720, 1280), Fraction(25), 500, 125, 1_500_000),
     "mpii": Format("MPII", "avi", "mpeg4", (1224, 1624), Fraction(147, 5), 400, 12, 2_500_000),
 }
 SAMPLINGS = {"8x8": (8, 8), "32x2": (32, 2), "8x32": (8, 32)}  # frames, rate
@@ -159,7 +159,9 @@ def plain_clip(wanted: Draw) -> Tensor:
     with av.open(wanted.path) as container:
         stream = container.streams.video[0]
         total, length = stream.frames, stream.duration
-        assert total and length is not None and stream.average_rate is not None
+        assert total
+        assert length is not None
+        assert stream.average_rate is not None
         span = clip_span(wanted.num_frames, wanted.rate, float(stream.average_rate), TARGET_FPS)
         first = wanted.start * max(total - span, 0)
         per_frame = length / total

@@ -1,0 +1,71 @@
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import load_module
+
+TOOLS = Path(__file__).parents[2] / "tools"
+SMALL = {
+    "hmdb": ("HMDB-51", "avi", "mpeg4", (240, 320), Fraction(30), 40, 12, 800_000),
+    "finegym": ("FineGym", "mp4", "libx264", (270, 480), Fraction(25), 40, 20, 800_000),
+}
+
+
+@pytest.fixture(scope="module")
+def bench_decode():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TOOLS))
+        for module in load_module("bench_decode", TOOLS / "bench_decode.py"):
+            module.FORMATS = {name: module.Format(*form) for name, form in SMALL.items()}
+            module.SAMPLINGS = {"4x4": (4, 4)}
+            yield module
+
+
+@pytest.fixture(scope="module")
+def bench(bench_decode):
+    yield from load_module("bench", TOOLS / "bench.py")
+
+
+@pytest.fixture(scope="module")
+def videos(bench_decode, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    return {kind: bench_decode.make_videos(folder, kind, 1) for kind in SMALL}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_the_plain_way_and_ours_cut_the_same_clip(kind, bench_decode, videos):
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        wanted = bench_decode.draw(str(videos[kind][0]), "4x4", rng)
+        plain, ours = bench_decode.plain_clip(wanted), bench_decode.our_clip(wanted, "pyav")
+        assert plain.shape == ours.shape == (3, 4, 224, 224)
+        difference = plain * bench_decode.STD + bench_decode.MEAN - ours.float() / 255
+        assert difference.abs().mean() < 0.03  # the scalers differ, and a frame by rounding
+
+
+def test_the_floor_decodes_from_the_key_frame_to_the_last_frame(bench_decode, videos):
+    path = str(videos["hmdb"][0])  # a key frame every 12
+    late = bench_decode.Draw(path, 1.0, 4, 4, 256, 0.5)
+    numbers = bench_decode.numbers_of(late)
+    assert bench_decode.floor_of_clip(late) == numbers[-1] + 1 - numbers[0] // 12 * 12
+
+
+def test_videos_that_are_there_are_not_made_again(bench_decode, videos, monkeypatch):
+    monkeypatch.setattr(bench_decode, "_encode", None)
+    assert bench_decode.make_videos(videos["hmdb"][0].parent, "hmdb", 1) == videos["hmdb"]
+
+
+def test_tables_and_lines_of_json_tell_the_same(bench, videos, tmp_path, capsys):
+    folder, out = str(videos["hmdb"][0].parent), tmp_path / "out.jsonl"
+    common = ["--folder", folder, "--videos", "1", "--formats", "hmdb", "--out", str(out)]
+    bench.main(["decode", "--clips", "3", "--samplings", "4x4", *common])
+    bench.main(["loader", "--clips", "24", "--samplings", "4x4", "--workers", "0", *common])
+    shown = capsys.readouterr().out
+    decode, loader = (json.loads(line) for line in out.read_text().splitlines())
+    assert set(decode["cpu_ms"]) == {"plain", "pyav", "floor", "index"}
+    assert f"| hmdb | 4x4 | {decode['cpu_ms']['plain']['median']:.1f} (" in shown
+    assert f"| hmdb | 4x4 | 0 | {loader['clips_per_second']['plain']:.1f} |" in shown
+    assert decode["machine"]["av"]
