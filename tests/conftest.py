@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 @pytest.fixture(autouse=True)
 def _restored_random_state() -> Iterator[None]:
@@ -28,7 +30,7 @@ def _restored_random_state() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Return the folder with `data/` (real clips) and `golden/` (reference outputs), or skip."""
-    beside = Path(__file__).resolve().parents[2] / "shared"
+    beside = ROOT.parent / "shared"
     folder = Path(os.environ.get("VMP_SHARED", beside))
     if not (folder / "golden").is_dir():
         pytest.skip(f"no reference data in {folder}; set VMP_SHARED to the folder that has it")
@@ -54,8 +56,14 @@ def fill(shared: Path) -> Iterator[ModuleType]:
 @pytest.fixture(scope="session")
 def prepare() -> Iterator[ModuleType]:
     """Return datasets/motionshapes/prepare.py."""
-    path = Path(__file__).resolve().parents[1] / "datasets" / "motionshapes" / "prepare.py"
+    path = ROOT / "datasets" / "motionshapes" / "prepare.py"
     yield from load_module("motionshapes_prepare", path)
+
+
+@pytest.fixture(scope="session")
+def bench_decode() -> Iterator[ModuleType]:
+    """Return tools/bench_decode.py, which tools/bench.py imports as a file beside it."""
+    yield from load_module("bench_decode", ROOT / "tools" / "bench_decode.py")
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """Mutated videos, each read in a process of its own, and compared with a sequential decode.
 
-    python -m tests.data.fuzz FOLDER --first 0 --count 100 [--file NAME] [--backend NAME] [--keep DIR]
+    python -m tests.data.fuzz FOLDER --first 0 --count 100 [--backend NAME] [--keep DIR]
 
-One line of JSON a case. A case is made of its number alone: `--first N --count 1` plays it again.
+One line of JSON a case. A case follows from its number alone: `--first N --count 1` plays it again.
 """
 
 import argparse
@@ -17,17 +17,14 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import av
 import numpy as np
-from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
 
+from tests.data.sequential import Known, decode_all, nearer_to_another, place_of
 from vmp.data.archive import DecodeError
-from vmp.data.backends import _to_rgb
 from vmp.data.decode import VideoReader, scaled_size
-from vmp.data.frame_index import MAX_PIXELS, FrameIndex
+from vmp.data.frame_index import FrameIndex
 
 # Seconds for opening and for each read; the whole case is killed after HUNG_SECONDS.
 READER_SECONDS = 20.0
@@ -172,52 +169,6 @@ def _occurrences(data: bytes, pattern: bytes) -> Iterator[int]:
         place = data.find(pattern, place + 1)
 
 
-# --------------------------------------------------------------------------- sequential decode
-class Known(NamedTuple):
-    """What decoding a file from end to end gives, past all errors.
-
-    Attributes:
-        pictures: the frames, in the order they come.
-        stamps: their time stamps.
-        whole: how many of them come before the first error.
-        complete: False if the decode was given up.
-    """
-
-    pictures: list[np.ndarray]
-    stamps: list[int | None]
-    whole: int
-    complete: bool
-
-
-def decode_all(path: Path, size: tuple[int, int]) -> Known:
-    """Decode as plainly as PyAV allows, single-threaded, and scale to (height, width)."""
-    pictures: list[np.ndarray] = []
-    stamps: list[int | None] = []
-    whole = -1
-    end = time.monotonic() + READER_SECONDS
-    scaler = VideoReformatter()
-    options = {"max_pixels": str(MAX_PIXELS)}
-    with av.open(str(path), metadata_errors="ignore", options=options) as container:
-        stream = next(
-            s for s in container.streams.video if not s.disposition & Disposition.attached_pic
-        )
-        stream.codec_context.options = options
-        stream.codec_context.thread_count = 1
-        packets = container.demux(stream)
-        packet: av.Packet | None = av.Packet()
-        while packet and len(pictures) <= KNOWN_FRAMES and time.monotonic() < end:
-            try:
-                packet = next(packets, None)
-                for frame in packet.decode() if packet else []:
-                    picture = np.empty((*size, 3), np.uint8)
-                    _to_rgb(scaler, frame, picture)
-                    pictures.append(picture)
-                    stamps.append(frame.pts)
-            except av.FFmpegError:
-                whole = len(pictures) if whole < 0 else whole
-    return Known(pictures, stamps, len(pictures) if whole < 0 else whole, packet is None)
-
-
 # --------------------------------------------------------------------------- one case
 def check(path: Path, rng: random.Random, backend: str = "pyav") -> tuple[str, str]:
     """Read a file here and there.
@@ -233,7 +184,7 @@ def check(path: Path, rng: random.Random, backend: str = "pyav") -> tuple[str, s
         total, index = len(reader), reader._index
         side = min(FULL_SIZE, index.height, index.width)
         size = scaled_size(index.height, index.width, side)
-        known = decode_all(path, size)
+        known = decode_all(path, size, most=KNOWN_FRAMES, seconds=READER_SECONDS)
         clips = [
             np.linspace(0, total - 1, min(total, 6)).astype(int).tolist(),
             [(first := rng.randrange(total)), *(min(first + n, total - 1) for n in (1, 2, 3))],
@@ -261,33 +212,10 @@ def check(path: Path, rng: random.Random, backend: str = "pyav") -> tuple[str, s
 
 def what_is_wrong(known: Known, index: FrameIndex, number: int, frame: np.ndarray) -> str:
     """Compare a frame with the sequential decode; return what is wrong with it, or ""."""
-    picture = np.rot90(frame, -index.quarter_turns)
-    stamped = index.label == "pts" and not len(index.checksums)
-    if stamped and int(index.stamps[number]) not in known.stamps:
-        return "no frame has its time stamp" if known.complete else ""
-    # numbers are places where nothing is lost
-    if not stamped or known.whole == len(known.pictures) == index.num_frames:
-        place = number
-    else:
-        place = known.stamps.index(int(index.stamps[number]))
-    if place >= len(known.pictures):
-        return "the sequential decode ends before" if known.complete else ""
-    return nearer_to_another(known.pictures, place, picture)
-
-
-def nearer_to_another(pictures: Sequence[np.ndarray], place: int, picture: np.ndarray) -> str:
-    """Say if a picture is another one of the sequential decode than that at `place`.
-
-    What a decoder puts where a file is damaged is not always the same: FFmpeg leaves in place what
-    the memory held. So the picture need not be equal, but no other may be more like it.
-    """
-    if np.array_equal(pictures[place], picture):
-        return ""
-    others = [float(np.abs(other.astype(np.int16) - picture).mean()) for other in pictures]
-    nearest = int(np.argmin(others))
-    if others[nearest] + 0.5 < others[place]:
-        return f"it is {nearest}: {others[nearest]:.2f} from it, {others[place]:.2f} from its own"
-    return ""
+    place = place_of(known, index, number)
+    if isinstance(place, str):
+        return place if known.complete else ""
+    return nearer_to_another(known.pictures, place, np.rot90(frame, -index.quarter_turns))
 
 
 def run_case(path: Path, number: int, backend: str) -> dict[str, object]:
@@ -379,7 +307,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             path.write_bytes(data)
             line = {"case": number, "file": source.name, "mutation": done}
             line |= run_case(path, number, args.backend)
-            print(json.dumps(line), flush=True)
+            sys.stdout.write(json.dumps(line) + "\n")
+            sys.stdout.flush()
             if args.keep and line["outcome"] in BAD:
                 args.keep.mkdir(parents=True, exist_ok=True)
                 path.rename(args.keep / path.name)

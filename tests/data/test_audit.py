@@ -1,6 +1,7 @@
 import os
 import signal
 import struct
+import sys
 import tracemalloc
 from collections import Counter
 from functools import partial
@@ -396,6 +397,21 @@ def test_the_summary_counts_usable_records_of_each_class():
     assert summary["verdict"] is None
 
 
+def test_of_short_records_the_shortest_come_first():
+    stretches = ((0, 5), (10, 13), (20, 21), (30, 37))
+    records = [VideoRecord("a", 0, *part, id=str(part[0])) for part in stretches]
+    facts = {"a": made_up("a", stretches=stretches)}
+    split = judge_split("test", records, facts, clip=CLIP, num_classes=1)
+    summary = summarize([split], facts, ("x",))["splits"]["test"]["problems"]
+    assert [(entry["id"], entry["frames"]) for entry in summary["short"]] == [
+        ("20", 1),
+        ("10", 3),
+        ("0", 5),
+        ("30", 7),
+    ]
+    assert summary["short"][0]["reason"] == "a clip reaches over 8 frames, there are 1"
+
+
 def test_the_official_counts_are_those_of_known_data_sets_and_their_variants():
     assert set(OFFICIAL_COUNTS) <= {name for name, _ in DATASETS}
     assert official_count("hmdb51", "", "train") == official_count("hmdb51", "3", "train") == 3570
@@ -415,18 +431,23 @@ def die_over_some(job, marker):
         os.kill(os.getpid(), signal.SIGKILL)
     with marker.open("a") as file:
         file.write(f"{os.getpid()}\n")
-    return made_up(job.path)
+    status = os.stat(job.path)
+    return made_up(job.path, fingerprint=f"{status.st_size}-{status.st_mtime_ns}-0")
 
 
 def fail(job):
     raise RuntimeError(f"a bug, met in {job.path}")
 
 
+def leave(job):
+    sys.exit(3)
+
+
 def test_a_video_that_kills_its_process_is_named_and_the_others_are_looked_at(tmp_path):
     names = ["a", "deadly 1.mp4", "b", "deadly 2.mp4", "c", "d"]
     for name in names:
         (tmp_path / name).write_bytes(b"x")
-    jobs = [Job(str(tmp_path / name), ()) for name in names]
+    jobs = [Job(str(tmp_path / name), ((0, None),)) for name in names]
     work = partial(die_over_some, marker=tmp_path / "marker")
     found = {Path(facts.path).name: facts for facts in examine_all(jobs, work, 2)}
     assert set(found) == set(names)
@@ -434,11 +455,19 @@ def test_a_video_that_kills_its_process_is_named_and_the_others_are_looked_at(tm
         assert ("SIGKILL" in facts.error) == name.startswith("deadly")
         assert not facts.missing
     assert len((tmp_path / "marker").read_text().split()) == 4
+    journal = Journal(tmp_path / "videos.jsonl")
+    for facts in found.values():
+        journal.add(facts)
+    journal.close()
+    known = {Path(job.path).name for job in jobs if journal.knows(job, full=False)}
+    assert known == {"a", "b", "c", "d"}  # it may have been the memory
 
 
 def test_an_error_of_our_own_is_not_taken_for_a_broken_video():
     with pytest.raises(RuntimeError, match="a bug, met in a"):
         list(examine_all([Job("a", ())], fail, 1))
+    with pytest.raises(RuntimeError, match="ended with status 3"):
+        list(examine_all([Job("a", ())], leave, 1))
 
 
 def test_ten_thousand_videos_are_asked_for_one_by_one_and_little_is_kept(tmp_path):

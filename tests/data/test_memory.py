@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import load_module
-
 ROOT = Path(__file__).parents[2]
 # A worker as DataLoader forks it: it says what it holds after each clip.
 WORKER = """
@@ -22,7 +20,8 @@ from vmp.data.transforms import RandomCrop
 
 def resident():
     lines = open("/proc/self/status", encoding="utf-8").read().splitlines()
-    return {line.split(":")[0]: int(line.split()[1]) // 1024 for line in lines if line[:5] in ("VmHWM", "VmRSS")}
+    named = dict(line.split(":") for line in lines)
+    return {name: int(named[name].split()[0]) // 1024 for name in ("VmRSS", "VmHWM")}
 
 class Watched(ClipDataset):
     def __getitem__(self, key):
@@ -39,21 +38,20 @@ dataset = Watched(
     seed=0,
 )
 keys = [[(0, item)] for item in range(clips)]
-for seen in DataLoader(dataset, batch_sampler=keys, num_workers=1, collate_fn=lambda batch: batch[0]):
+loader = DataLoader(dataset, batch_sampler=keys, num_workers=1, collate_fn=lambda batch: batch[0])
+for seen in loader:
     print(*seen)
 """
 
 
 @pytest.fixture(scope="module")
-def videos(tmp_path_factory):
+def videos(bench_decode, tmp_path_factory):
     """Two videos of the size of MPII Cooking 2's, long enough for 32 frames 2 apart."""
+    size = (1224, 1624)
+    form = bench_decode.Format("MPII", "avi", "mpeg4", size, Fraction(147, 5), 80, 12, 2_500_000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "tools"))
-        for bench in load_module("bench_decode", ROOT / "tools" / "bench_decode.py"):
-            size = (1224, 1624)
-            form = bench.Format("MPII", "avi", "mpeg4", size, Fraction(147, 5), 80, 12, 2_500_000)
-            patch.setitem(bench.FORMATS, "mpii", form)
-            return bench.make_videos(tmp_path_factory.mktemp("videos"), "mpii", 2)
+        patch.setitem(bench_decode.FORMATS, "mpii", form)
+        return bench_decode.make_videos(tmp_path_factory.mktemp("videos"), "mpii", 2)
 
 
 def run_worker(clips, videos):

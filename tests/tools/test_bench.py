@@ -14,14 +14,14 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module")
-def bench_decode():
+@pytest.fixture(scope="module", autouse=True)
+def _small(bench_decode):
+    """Make small videos and short clips."""
+    forms = {name: bench_decode.Format(*form) for name, form in SMALL.items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TOOLS))
-        for module in load_module("bench_decode", TOOLS / "bench_decode.py"):
-            module.FORMATS = {name: module.Format(*form) for name, form in SMALL.items()}
-            module.SAMPLINGS = {"4x4": (4, 4)}
-            yield module
+        patch.setattr(bench_decode, "FORMATS", forms)
+        patch.setattr(bench_decode, "SAMPLINGS", {"4x4": (4, 4)})
+        yield
 
 
 @pytest.fixture(scope="module")
