@@ -24,6 +24,7 @@ from fvcore.common.config import CfgNode
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from vmp.config import load_cfg
@@ -58,7 +59,7 @@ NAMED = 5
 # Characters: of a line, of a class's name, of a bar, of the columns of the table.
 WIDTH, LONGEST_NAME, BAR, TITLES, COLUMN = 100, 36, 40, 28, 24
 USABLE, LOST, SHORT = "tab:blue", "tab:red", "tab:orange"
-MOST_NAMES = 100  # classes whose names fit below a picture
+MOST_NAMES = 70  # classes whose names fit below a picture
 INTERRUPTED = 130  # what a shell makes of Ctrl-C
 # Clips that are timed at most, and seconds for that.
 TIMED_CLIPS, TIMED_SECONDS = 100, 20.0
@@ -482,7 +483,7 @@ def _tell_counts(splits: Mapping[str, Any]) -> list[str]:
     of_classes = [[each["usable"] for each in split["classes"]] for split in every]
     rows += [
         (
-            "classes with any",
+            "classes with some",
             [f"{sum(map(bool, usable))} of {len(usable)}" for usable in of_classes],
         ),
         ("usable per class", [_range(usable) for usable in of_classes]),
@@ -516,14 +517,23 @@ def _tell_kind(kind: str, report: Mapping[str, Any]) -> list[str]:
     if not found:
         return []
     counted = ", ".join(f"{len(entries):,} in {name}" for name, entries in found.items())
-    policy = POLICIES[report["clip"]["policy"]] if kind == "short" else ""
-    lines = ["", *_paragraph(f"{kind.upper()}: {counted}. {KINDS[kind]} {policy}")]
+    more = ""
+    if kind == "short":
+        more = POLICIES[report["clip"]["policy"]]
+    elif kind == "excluded":
+        reasons = {name: report["splits"][name]["excluded"] for name in found}
+        more = "; ".join(f"{name}: {_listed(counts)}" for name, counts in reasons.items()) + "."
+    lines = ["", *_paragraph(f"{kind.upper()}: {counted}. {KINDS[kind]} {more}")]
     for name, entries in found.items():
         for entry in entries[:NAMED]:
             lines.append(f"  {name:5} {entry['id'] or entry['path']}: {entry['reason']}")
         if len(entries) > NAMED:
             lines.append(f"  {name:5} and {len(entries) - NAMED:,} more, in {SUMMARY}")
     return lines
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number:,} {value}" for value, number in counts.items())
 
 
 def _tell_pairs(report: Mapping[str, Any]) -> list[str]:
@@ -607,10 +617,14 @@ def draw(report: Mapping[str, Any], splits: Sequence[Split]) -> Figure:
     FigureCanvasAgg(figure)
     figure.suptitle(_title(report))
     axes = figure.subplots(len(splits), 2, squeeze=False, width_ratios=(2, 1))
-    longest = max((length for split in splits for length in split.lengths), default=0) or 1
     for split, (left, right) in zip(splits, axes, strict=True):
         _draw_classes(left, split.name, report["splits"][split.name]["classes"])
-        _draw_lengths(right, split, report, longest)
+        _draw_lengths(right, split, report)
+    for each in axes.flat:
+        each.grid(axis="y", alpha=0.3)
+        each.set_axisbelow(True)
+        each.yaxis.set_major_locator(MaxNLocator(integer=True))
+        each.set_ylim(bottom=0, top=1.05 * max(each.dataLim.y1, 1))
     return figure
 
 
@@ -618,14 +632,11 @@ def _draw_classes(axes: Axes, name: str, classes: Sequence[Mapping[str, Any]]) -
     labels = [each["label"] for each in classes]
     usable = [each["usable"] for each in classes]
     lost = [each["records"] - each["usable"] for each in classes]
-    axes.bar(labels, usable, color=USABLE, label="usable")
-    if any(lost):
-        axes.bar(labels, lost, bottom=usable, color=LOST, label="not usable")
-        axes.legend()
-    axes.set(title=f"{name}: {sum(usable):,} usable records in {len(classes)} classes")
+    axes.bar(labels, usable, color=USABLE)
+    axes.bar(labels, lost, bottom=usable, color=LOST)
+    red = f", {sum(lost):,} others (red)" if any(lost) else ""
+    axes.set(title=f"{name}: {sum(usable):,} usable records{red} in {len(classes)} classes")
     axes.margins(x=0.01)
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
     if len(classes) > MOST_NAMES:
         axes.set_xlabel("class")
         return
@@ -635,20 +646,20 @@ def _draw_classes(axes: Axes, name: str, classes: Sequence[Mapping[str, Any]]) -
     )
 
 
-def _draw_lengths(axes: Axes, split: Split, report: Mapping[str, Any], longest: int) -> None:
+def _draw_lengths(axes: Axes, split: Split, report: Mapping[str, Any]) -> None:
     lengths = [length for length, fine in zip(split.lengths, split.usable(), strict=True) if fine]
-    axes.set(title=f"{split.name}: length", xlabel="frames", xlim=(0, 1.02 * longest))
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
+    axes.set(title=f"{split.name}: no usable record", xlabel="frames")
     if not lengths:
         return
-    axes.hist(lengths, bins=40, range=(0, longest), color=USABLE)
     fps = next(iter(report["videos"]["fps"]))  # of most videos
     needed = Clip(**report["clip"]).frames_needed(float(fps))
+    axes.hist(lengths, bins=40, range=(0, max(lengths)), color=USABLE)
+    axes.axvspan(0, needed, color=SHORT, alpha=0.2, zorder=0)
+    axes.axvline(needed, color=SHORT)
+    axes.set_xlim(0, 1.05 * max(needed, *lengths))
     short = len(report["splits"][split.name]["problems"].get("short", ()))
-    axes.axvspan(0, needed, color=SHORT, alpha=0.2, label=f"{short:,} shorter than a clip")
-    axes.axvline(needed, color=SHORT, label=f"a clip, {needed} frames at {fps} fps")
-    axes.legend()
+    told = f"{short:,} are shorter than a clip, {needed:,} frames at {fps} fps"
+    axes.set_title(f"{split.name}: length; {told}", fontsize=10)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -118,7 +118,7 @@ class VideoFacts(NamedTuple):
     Attributes:
         path: the video.
         fingerprint: size and time of the file, to know whether it has changed; "" if missing.
-        digest: of its content, to know copies; "" if missing.
+        digest: of its content, to know copies; "" if that could not be read.
         error: why it can't be read; "" if it can.
         num_frames: that decode.
         promised: frames that the container's header tells of; 0 if it does not.
@@ -399,16 +399,18 @@ def _serve(pipe: Connection, examine: Examine) -> None:
     """
     logging.getLogger("vmp").setLevel(logging.ERROR)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
-    while True:
-        try:
-            job = pipe.recv()
-        except EOFError:
-            return
-        try:
-            answer: VideoFacts | Exception = examine(job)
-        except Exception as error:
-            answer = error
-        pipe.send(answer)
+    try:
+        while True:
+            pipe.send(_examine(pipe.recv(), examine))
+    except (EOFError, OSError):  # the parent is gone
+        return
+
+
+def _examine(job: Job, examine: Examine) -> VideoFacts | Exception:
+    try:
+        return examine(job)
+    except Exception as error:
+        return error
 
 
 def _answer(pipe: Connection, process: BaseProcess, job: Job) -> VideoFacts:
@@ -424,7 +426,14 @@ def _answer(pipe: Connection, process: BaseProcess, job: Job) -> VideoFacts:
 
 
 def _crashed(job: Job, status: int) -> VideoFacts:
-    name = signal.Signals(-status).name if status < 0 else f"status {status}"
+    """Blame a video for the death of the process that read it; without its digest, so not for good.
+
+    Raises:
+        RuntimeError: no signal has killed it: it is no fault of the video.
+    """
+    if status >= 0:
+        raise RuntimeError(f"the process that read {job.path} ended with status {status}")
+    name = signal.Signals(-status).name
     reason = f"the process that read it died ({name}): the decoder crashes, or no memory was left"
     try:
         fingerprint = _fingerprint(locate(job.path))
@@ -481,9 +490,12 @@ class Journal:
         self._file.close()
 
     def knows(self, job: Job, full: bool) -> bool:
-        """Say whether all that the job asks is known of the file as it is now."""
+        """Say whether all that the job asks is known of the file as it is now.
+
+        What was missing, could not be read at all, or took its process along, is tried again.
+        """
         facts = self.facts.get(job.path)
-        if facts is None or facts.missing or (full and not facts.full):
+        if facts is None or not facts.digest or (full and not facts.full):
             return False
         try:
             same = _fingerprint(locate(job.path)) == facts.fingerprint
@@ -665,11 +677,12 @@ def _judge_stretch(record: VideoRecord, facts: VideoFacts, clip: Clip) -> Iterat
         part for part in facts.stretches if (part.start, part.stop) == (record.start, record.stop)
     )
     if seen.motion is not None and seen.motion < STILL:
-        yield Problem("still", f"changes by {seen.motion:g} of 255")
+        told = f"changes by {seen.motion:g} of 255" if length > 1 else "a single frame"
+        yield Problem("still", told)
     needed = clip.frames_needed(facts.fps)
     if length < needed:
         kind = "refused" if clip.policy == "error" else "short"
-        yield Problem(kind, f"{length} frames, a clip reaches over {needed}")
+        yield Problem(kind, f"a clip reaches over {needed} frames, there are {length}")
 
 
 def _judge_damage(record: VideoRecord, facts: VideoFacts) -> Iterator[Problem]:
@@ -824,11 +837,7 @@ def _summarize_split(
     split: Split, facts: Mapping[str, VideoFacts], class_names: Sequence[str]
 ) -> dict[str, Any]:
     usable = split.usable()
-    listed: dict[str, list[dict[str, str]]] = {}
-    for record, problems in zip(split.records, split.problems, strict=True):
-        for problem in problems:
-            entry = {"id": record.id, "path": record.path, "reason": problem.reason}
-            listed.setdefault(problem.kind, []).append(entry)
+    listed = _list_problems(split)
     lengths = [length for length, fine in zip(split.lengths, usable, strict=True) if fine]
     seconds = [
         length / facts[record.path].fps
@@ -847,6 +856,18 @@ def _summarize_split(
         "seconds": _spread([round(value, 3) for value in seconds]),
         "classes": _count_labels(split, usable, class_names),
     }
+
+
+def _list_problems(split: Split) -> dict[str, list[dict[str, Any]]]:
+    """Return the records that have each kind of problem; of those too short the shortest first."""
+    listed: dict[str, list[dict[str, Any]]] = {}
+    for record, problems, length in zip(split.records, split.problems, split.lengths, strict=True):
+        entry = {"id": record.id, "path": record.path, "frames": length}
+        for problem in problems:
+            listed.setdefault(problem.kind, []).append(entry | {"reason": problem.reason})
+    for kind in ("short", "refused"):
+        listed.get(kind, []).sort(key=lambda entry: int(entry["frames"]))
+    return listed
 
 
 def _count_labels(

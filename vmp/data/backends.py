@@ -1,11 +1,16 @@
 """What decodes: one class a library, all with the same contract.
 
 A backend is made of a file and its index and reads frames by their number in it. It is not asked
-what the file holds: the index knows.
+what the file holds: the index knows. A library that numbers or stamps the frames of a file
+otherwise is not used for it.
 """
 
+import json
+import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
 import av
 import numpy as np
@@ -24,12 +29,16 @@ from vmp.data.frame_index import (
     checksum,
     label_frames,
     open_video,
+    opened,
 )
 
 # Frames that a seek must save to be worth it.
 _SEEK_COST = 4
 # Decoders that can be told with each packet to leave out a frame that no other depends on.
 _SKIPPING = ("h264", "hevc", "mpeg4", "vp9")
+# Mean difference of what two scalers make of the same frame at full size, grey levels of 255, at
+# most: 0.6 was the largest seen, in odd sizes. Consecutive frames that move differ by more.
+SAME_PICTURE = 1.5
 
 Frames = npt.NDArray[np.uint8]
 
@@ -103,17 +112,17 @@ class PyAV:
             DecodeError: one does not decode, or not in time.
         """
         # in memory channel by channel, as the scaler makes them and as clips are laid out
-        frames = np.empty((3, len(numbers), *size), dtype=np.uint8).transpose(1, 2, 3, 0)
+        frames: Frames = np.empty((3, len(numbers), *size), dtype=np.uint8).transpose(1, 2, 3, 0)
         scaler = VideoReformatter()
         places = {number: place for place, number in enumerate(numbers)}
         with as_decode_errors(self.source.path):
             for run in plan_runs(self.index.keys, numbers):
-                for number, frame in self._decode(run, deadline):
+                for number, frame in self.decode(run, deadline):
                     _to_rgb(scaler, frame, frames[places[number]])
                     del frame  # a full-size picture less while the next ones are decoded
         return frames
 
-    def _decode(self, run: Run, deadline: Deadline) -> Iterator[tuple[int, VideoFrame]]:
+    def decode(self, run: Run, deadline: Deadline) -> Iterator[tuple[int, VideoFrame]]:
         """Yield the frames of a run; again from further back where a seek does not do.
 
         A decoder mends a damaged frame with what it saw before. At the first sign of damage the
@@ -219,7 +228,8 @@ def _to_rgb(scaler: VideoReformatter, frame: VideoFrame, out: Frames) -> None:
         width=width,
         height=height,
         format="gbrp" if scaled else "rgb24",
-        interpolation="BILINEAR",
+        # both average over what falls into a pixel, by a box or a triangle; the box reads half as much
+        interpolation="AREA" if frame.height >= 2 * height else "BILINEAR",
         **SCALER_THREADS,
     )
     if not scaled:
@@ -228,3 +238,284 @@ def _to_rgb(scaler: VideoReformatter, frame: VideoFrame, out: Frames) -> None:
     for plane, channel in zip(rgb.planes, (1, 2, 0), strict=True):
         rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(-1, plane.line_size)
         out[:, :, channel] = rows[:height, :width]
+
+
+# --------------------------------------------------------------------------- torchcodec
+class TorchCodec:
+    """Decodes with torchcodec, which is told the frames of the index and finds them by time stamp.
+
+    Where time stamps or key frames can't be relied on after a seek, every frame from the start of
+    the file is decoded and compared with the index.
+
+    Args:
+        source: the file.
+        index: its frames.
+
+    Raises:
+        DecodeError: the frames have no time stamps.
+        ValueError: torchcodec or FFmpeg is not installed.
+    """
+
+    def __init__(self, source: Source, index: FrameIndex) -> None:
+        _import_torchcodec()
+        if not index.label:
+            raise _not_with("torchcodec", source, "its frames have no time stamps")
+        self.source = source
+        self.index = index
+        self._opened: tuple[tuple[int, int], Any] | None = None
+        self._stream = 0
+        self._from_start = False
+        self._mapping = ""
+
+    def close(self) -> None:
+        """Close the file; reading opens it again."""
+        self._opened = None
+
+    def read(self, numbers: Sequence[int], size: tuple[int, int], deadline: Deadline) -> Frames:
+        """Return frames (T, height, width, 3) as coded, for ascending distinct numbers.
+
+        Raises:
+            DecodeError: one does not decode, or not in time, or torchcodec stamps it otherwise.
+        """
+        frames = np.empty((len(numbers), *size, 3), dtype=np.uint8)
+        places = {number: place for place, number in enumerate(numbers)}
+        with _as_decode_errors("torchcodec", self):
+            if not self._mapping:
+                self._inspect()
+            decoder = self._decoder(size)
+            for number in range(numbers[-1] + 1) if self._from_start else numbers:
+                deadline.check(self.source.path)
+                frame = self._frame(decoder, number)
+                if number in places:
+                    frames[places[number]] = frame
+        return frames
+
+    def _inspect(self) -> None:
+        """Find out how the file is to be read."""
+        index = self.index
+        with opened(self.source) as (container, stream):
+            self._stream = stream.index
+            # an AVI has no time stamps of its own, and those of B-frames are guesses
+            guessed = container.format.name == "avi" and stream.codec_context.has_b_frames
+            shown = np.empty((index.height, index.width, 3), np.uint8)
+            _to_rgb(VideoReformatter(), next(container.decode(stream)), shown)
+        self._from_start = bool(len(index.checksums)) or index.label != "pts" or guessed
+        keys = {0} if self._from_start else set(index.keys.tolist())
+        stamps = enumerate(index.stamps.tolist())
+        frames = [{"pts": pts, "duration": 1, "key_frame": int(n in keys)} for n, pts in stamps]
+        self._mapping = json.dumps({"frames": frames})
+        first = self._frame(self._decoder((index.height, index.width)), 0)
+        if not is_same_picture(first, shown):
+            raise _not_with("torchcodec", self.source, "it begins with another frame")
+
+    def _decoder(self, size: tuple[int, int]) -> Any:
+        """Return a decoder that scales to this size."""
+        if self._opened is not None and self._opened[0] == size and not self._from_start:
+            return self._opened[1]
+        decoders, resize = _import_torchcodec()
+        turned = size[::-1] if self.index.quarter_turns % 2 else size
+        same = size == (self.index.height, self.index.width)
+        decoder = decoders.VideoDecoder(
+            self.source.url or self.source.open(),
+            stream_index=self._stream,
+            dimension_order="NHWC",
+            num_ffmpeg_threads=1,
+            device="cpu",
+            transforms=[] if same else [resize(turned)],
+            custom_frame_mappings=self._mapping,
+        )
+        self._opened = size, decoder
+        return decoder
+
+    def _frame(self, decoder: Any, number: int) -> Frames:
+        """Return one frame, as coded: torchcodec has turned it."""
+        frame = decoder.get_frame_at(number)
+        stamp = frame.pts_seconds / float(self.index.time_base)
+        if abs(stamp - int(self.index.stamps[number])) > 0.5:
+            raise _not_with("torchcodec", self.source, f"it stamps frame {number} otherwise")
+        picture: Frames = frame.data.numpy()
+        return np.rot90(picture, -self.index.quarter_turns)
+
+
+def _import_torchcodec() -> tuple[Any, Any]:
+    """Return torchcodec.decoders and what scales while decoding."""
+    try:
+        import torchcodec
+        from torchcodec import decoders
+        from torchcodec.transforms import Resize
+
+        missing = torchcodec.ffmpeg_major_version is None
+    except ImportError as error:
+        raise ValueError(
+            f"DATA.DECODING_BACKEND torchcodec needs torchcodec >= 0.10 ({error}): "
+            "pip install 'vmp[torchcodec]', and FFmpeg with its shared libraries; or use pyav"
+        ) from error
+    except (RuntimeError, OSError):  # how older versions say that FFmpeg is missing
+        missing = True
+    if missing:
+        raise ValueError(
+            "torchcodec finds no shared libraries of FFmpeg 4 to 9 that it can load: install them "
+            "(apt install ffmpeg, conda install ffmpeg), or use DATA.DECODING_BACKEND pyav"
+        )
+    return decoders, Resize
+
+
+# --------------------------------------------------------------------------- decord
+class Decord:
+    """Decodes with decord, which counts frames from the key frame it has sought.
+
+    So it is used only for files whose frames and key frames it counts as the index does. And as a
+    frame that is lost shifts all that follow, a stretch of a file that this process reads for the
+    first time is decoded by PyAV too, and compared.
+
+    Args:
+        source: the file.
+        index: its frames.
+
+    Raises:
+        ValueError: decord is not installed.
+    """
+
+    def __init__(self, source: Source, index: FrameIndex) -> None:
+        _import_decord()
+        self.source = source
+        self.index = index
+        self._opened: tuple[tuple[int, int], Any] | None = None
+
+    def close(self) -> None:
+        """Close the file and free what decord holds; reading opens it again."""
+        self._opened = None
+
+    def read(self, numbers: Sequence[int], size: tuple[int, int], deadline: Deadline) -> Frames:
+        """Return frames (T, height, width, 3) as coded, for ascending distinct numbers.
+
+        Raises:
+            DecodeError: one does not decode, or not in time, or decord counts otherwise.
+        """
+        frames = np.empty((len(numbers), *size, 3), dtype=np.uint8)
+        places = np.searchsorted(self.index.keys, numbers, side="right") - 1
+        with _as_decode_errors("decord", self):
+            for place in np.unique(places).tolist():
+                wanted = np.flatnonzero(places == place).tolist()
+                self._compare(place, numbers[wanted[-1]], deadline)
+                for at, frame in zip(
+                    wanted, self._run([numbers[at] for at in wanted], size, deadline), strict=True
+                ):
+                    frames[at] = frame
+        return frames
+
+    def _run(
+        self, numbers: Sequence[int], size: tuple[int, int], deadline: Deadline
+    ) -> Iterator[Frames]:
+        """Yield frames, as coded, that are decoded from the same key frame."""
+        reader = self._reader(size)
+        reader.seek(0)  # where it lands depends on where it was
+        height, width = size[::-1] if self.index.quarter_turns % 2 else size
+        for number in numbers:
+            deadline.check(self.source.path)
+            rows: Frames = reader[number].asnumpy().reshape(height, -1)
+            # what pads a row, decord takes for more channels
+            picture = rows[:, : 3 * width].reshape(height, width, 3)
+            yield np.rot90(picture, -self.index.quarter_turns)
+
+    def _compare(self, place: int, last: int, deadline: Deadline) -> None:
+        """Compare the frames from a key frame to `last` with PyAV's, once a process."""
+        compared = _compared(self.source.file, self.source.offset, self.index.num_frames)
+        if compared.get(place, -1) >= last:
+            return
+        size = self.index.height, self.index.width
+        first = int(self.index.keys[place]) if place >= 0 else 0
+        numbers = list(range(first, last + 1))
+        picture = np.empty((*size, 3), np.uint8)
+        scaler = VideoReformatter()
+        exact = PyAV(self.source, self.index)
+        pairs = zip(
+            self._run(numbers, size, deadline),
+            exact.decode(Run(place, numbers), deadline),
+            strict=True,
+        )
+        for ours, (number, frame) in pairs:
+            _to_rgb(scaler, frame, picture)
+            if (frame.height, frame.width) != size:
+                raise _not_with("decord", self.source, "its frames change their size")
+            if not is_same_picture(ours, picture):
+                raise _not_with("decord", self.source, f"it gives another frame {number}")
+        exact.close()
+        compared[place] = last
+
+    def _reader(self, size: tuple[int, int]) -> Any:
+        """Return a reader that scales to this size."""
+        if self._opened is not None and self._opened[0] == size:
+            return self._opened[1]
+        decord = _import_decord()
+        height, width = size[::-1] if self.index.quarter_turns % 2 else size
+        reader = decord.VideoReader(
+            self.source.url or self.source.open(),
+            ctx=decord.cpu(0),
+            width=width,
+            height=height,
+            num_threads=1,
+            fault_tol=1e-9,  # else a frame that does not decode is replaced by another one
+        )
+        if self._opened is None:
+            self._check(reader)
+        self._opened = size, reader
+        return reader
+
+    def _check(self, reader: Any) -> None:
+        """Raise DecodeError unless decord and the index agree about the file."""
+        total = self.index.num_frames
+        if len(reader) != total:
+            reason = f"it counts {len(reader)} frames, {total} decode"
+            raise _not_with("decord", self.source, reason)
+        # those of open groups of pictures are numbered by their place in the file
+        if reader.get_key_indices() != self.index.keys.tolist():
+            raise _not_with("decord", self.source, "it counts other key frames")
+
+
+@lru_cache(maxsize=16384)
+def _compared(file: str, offset: int, num_frames: int) -> dict[int, int]:
+    """Return what was compared of a file, to be added to: place of a key frame to last frame."""
+    return {}
+
+
+def _import_decord() -> Any:
+    try:
+        import decord
+    except (ImportError, OSError) as error:
+        raise ValueError(
+            f"DATA.DECODING_BACKEND decord needs the package decord ({error}), which there is for "
+            "Linux on x86_64 only; use pyav"
+        ) from error
+    decord.logging.set_level(decord.logging.QUIET)  # FFmpeg tells about every damaged byte
+    return decord
+
+
+# --------------------------------------------------------------------------- both
+def is_same_picture(one: Frames, other: Frames) -> bool:
+    """Say if two frames of one size differ by no more than two scalers do."""
+    difference = np.abs(one.astype(np.int16) - other)
+    return one.shape == other.shape and float(difference.mean()) <= SAME_PICTURE
+
+
+def _not_with(library: str, source: Source, reason: str) -> DecodeError:
+    return DecodeError(
+        source.path, f"can't be read with {library}: {reason}; use DATA.DECODING_BACKEND pyav"
+    )
+
+
+@contextmanager
+def _as_decode_errors(library: str, backend: TorchCodec | Decord) -> Iterator[None]:
+    """Turn what a library raises about a file into DecodeError, and close the file."""
+    try:
+        yield
+    except DecodeError:
+        backend.close()
+        raise
+    except Exception as error:  # decord's own error is of no common kind
+        backend.close()
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = re.sub(
+            r"^\[[\d:]+\] \S+:\d+: ", "", lines[0]
+        )  # decord's time and place in its code
+        raise _not_with(library, backend.source, reason) from error

@@ -10,11 +10,15 @@ from typing import TypeVar
 import numpy as np
 
 from vmp.data.archive import DecodeError, Source, locate
-from vmp.data.backends import Backend, Frames, PyAV
+from vmp.data.backends import Backend, Decord, Frames, PyAV, TorchCodec
 from vmp.data.frame_index import Deadline, FrameIndex, index_of
 from vmp.utils.threads import run_in_time
 
-BACKENDS: dict[str, Callable[[Source, FrameIndex], Backend]] = {"pyav": PyAV}
+BACKENDS: dict[str, Callable[[Source, FrameIndex], Backend]] = {
+    "pyav": PyAV,
+    "decord": Decord,
+    "torchcodec": TorchCodec,
+}
 # Seconds that indexing a file, or reading a clip, may take.
 TIMEOUT = 120.0
 
@@ -96,8 +100,9 @@ class VideoReader:
 
         Args:
             indices: frame numbers from 0, in any order, also repeated.
-            short_side: length the short side is scaled to, pixels, bilinear, by the scaler that
-                makes RGB of the frame; the long side follows, rounded down. None: as coded.
+            short_side: length the short side is scaled to, pixels, by the scaler that makes RGB of
+                the frame: bilinear, or the mean over an area where it halves the frame or more. The
+                long side follows, rounded down. None: as coded.
 
         Returns:
             (T, H, W, 3) uint8 RGB, in the order of `indices`.
