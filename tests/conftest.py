@@ -37,6 +37,15 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """Have torch use one thread: networks as small as those of tests only lose by a second."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def load_module(name: str, path: Path) -> Iterator[ModuleType]:
     """Import a file that is in no package, for as long as the fixture lasts."""
     spec = importlib.util.spec_from_file_location(name, path)

@@ -15,6 +15,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -28,29 +29,23 @@ from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from vmp.config import load_cfg
-from vmp.data import DATASETS, ClipLoader, VideoRecord, build_loader
+from vmp.data import ClipLoader, VideoRecord, build_loader
 from vmp.data.audit import (
     KINDS,
-    POLICIES,
     UNUSABLE,
     Clip,
-    Examine,
-    Job,
-    Journal,
     Split,
-    examine,
-    examine_all,
     judge_split,
-    official_count,
-    plan_jobs,
     quarantine_lines,
+    spread,
     summarize,
 )
-from vmp.data.build import build_class_names, build_reader
-from vmp.data.records import SPLITS, quarantine, read_quarantine
+from vmp.data.build import build_class_names, build_official_records, build_reader
+from vmp.data.examine import Examine, Job, Journal, examine, examine_all, plan_jobs
+from vmp.data.records import SPLITS
+from vmp.data.release import official_count
 from vmp.utils.cli import run_cli
 from vmp.utils.files import write_text
-from vmp.utils.registry import pick
 
 JOURNAL, REPORT, SUMMARY = "videos.jsonl", "report.txt", "report.json"
 QUARANTINE, PICTURE = "quarantine.tsv", "report.png"
@@ -65,6 +60,13 @@ INTERRUPTED = 130  # what a shell makes of Ctrl-C
 TIMED_CLIPS, TIMED_SECONDS = 100, 20.0
 # A loader that is just as fast as the model makes it wait now and then.
 RESERVE = 1.1
+# What DATA.SHORT_CLIP makes of records that are short.
+POLICIES = {
+    "hold": "DATA.SHORT_CLIP hold repeats the last frame, which adds no motion.",
+    "loop": "DATA.SHORT_CLIP loop starts them again, and the jump back is a motion that is not "
+    "there; hold repeats the last frame instead.",
+    "error": "",
+}
 
 
 # --------------------------------------------------------------------------- the command line
@@ -121,19 +123,6 @@ def cores() -> int:
 
 
 # --------------------------------------------------------------------------- from cfg
-def build_official_records(cfg: CfgNode, split: str) -> list[VideoRecord]:
-    """Return all records of a split, also those that a loader leaves out or refuses.
-
-    Raises:
-        ValueError: an unknown data set, or missing files.
-    """
-    dataset = pick(DATASETS, cfg.TRAIN.DATASET)
-    records: list[VideoRecord] = dataset(cfg.DATA.PATH_TO_DATA_DIR, split, cfg.DATA.SPLIT)
-    if cfg.DATA.QUARANTINE:
-        records = quarantine(records, read_quarantine(cfg.DATA.QUARANTINE))
-    return records
-
-
 def build_clip(cfg: CfgNode) -> Clip:
     """Return what the loader cuts out of a record."""
     return Clip(
@@ -232,11 +221,8 @@ def check_data(args: argparse.Namespace) -> int:
     records = {name: build_official_records(cfg, name) for name in names}
     jobs = plan_jobs(record for name in names for record in records[name])
     look = partial(examine, open_video=build_reader(cfg), full=args.full)
-    journal = Journal(out / JOURNAL)
-    try:
+    with closing(Journal(out / JOURNAL)) as journal:
         look_at_all(jobs, journal, look, args.workers, full=args.full)
-    finally:
-        journal.close()
     splits = [build_split(cfg, name, records[name], journal) for name in names]
     class_names, complaint = build_names(cfg)
     to_leave_out = quarantine_lines(splits)
@@ -431,12 +417,11 @@ def _tell_videos(videos: Mapping[str, Any]) -> list[str]:
     lines = [f"videos    {videos['count']:,}, of which {videos['readable']:,} can be read ({how})"]
     if not videos["readable"]:
         return lines
-    frames = videos["frames"]
     found = {"packets": "listing the packets", "frames": "decoding everything"}
     scans = {found[scan]: number for scan, number in videos["frames_found_by"].items()}
     return [
         *lines,
-        f"length    {_range(list(frames.values()))} frames (min / median / max)",
+        f"length    {_range(videos['frames'])} frames (min / median / max)",
         f"rate      {_counted(videos['fps'], ' fps')}",
         f"picture   {_counted(videos['sizes'])}",
         f"codec     {_counted(videos['codecs'])}",
@@ -486,8 +471,8 @@ def _tell_counts(splits: Mapping[str, Any]) -> list[str]:
             "classes with some",
             [f"{sum(map(bool, usable))} of {len(usable)}" for usable in of_classes],
         ),
-        ("usable per class", [_range(usable) for usable in of_classes]),
-        ("seconds", [_range(list(split["seconds"].values())) for split in every]),
+        ("usable per class", [_range(spread(usable)) for usable in of_classes]),
+        ("seconds", [_range(split["seconds"]) for split in every]),
     ]
     head = f"{'':{TITLES}}" + "".join(f"{name:>{COLUMN}}" for name in splits)
     cells = ((title, "".join(f"{cell:>{COLUMN}}" for cell in row)) for title, row in rows)
@@ -498,13 +483,10 @@ def _number(value: int | None) -> str:
     return "?" if value is None else f"{value:,}"
 
 
-def _range(values: Sequence[float]) -> str:
-    """Return `min / median / max`."""
-    if not values:
-        return "-"
-    ordered = sorted(values)
-    picked = (ordered[0], ordered[len(ordered) // 2], ordered[-1])
-    return " / ".join(f"{v:,}" if isinstance(v, int) else f"{v:.2f}" for v in picked)
+def _range(values: Mapping[str, float]) -> str:
+    """Return `min / median / max`, as `spread` has found them."""
+    told = (f"{v:,}" if isinstance(v, int) else f"{v:.2f}" for v in values.values())
+    return " / ".join(told) or "-"
 
 
 def _tell_kind(kind: str, report: Mapping[str, Any]) -> list[str]:
@@ -647,7 +629,7 @@ def _draw_classes(axes: Axes, name: str, classes: Sequence[Mapping[str, Any]]) -
 
 
 def _draw_lengths(axes: Axes, split: Split, report: Mapping[str, Any]) -> None:
-    lengths = [length for length, fine in zip(split.lengths, split.usable(), strict=True) if fine]
+    lengths = [len(each.stretch) for each in split.usable()]
     axes.set(title=f"{split.name}: no usable record", xlabel="frames")
     if not lengths:
         return

@@ -17,13 +17,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from vmp.data.archive import DecodeError
-from vmp.data.cut import Clip, cut_all
-from vmp.data.frame_index import FrameIndex, scan_all
+from vmp.data.frame_index import FrameIndex
 from vmp.data.records import VideoRecord
-from vmp.data.release import FRAME_INDEX_FOLDER, write_index
+from vmp.data.release import CLIPS_FOLDER, OFFICIAL_COUNTS, cut_clips, scan_videos, write_index
 from vmp.utils.cli import run_cli
 from vmp.utils.files import write_text
 
@@ -45,8 +42,8 @@ class GymSet(NamedTuple):
 
 
 SETS = {
-    "gym99": GymSet(train=26_320, test=8_521, classes=99, old_train=20_484),
-    "gym288": GymSet(train=29_334, test=9_646, classes=288, old_train=22_671),
+    "gym99": GymSet(**OFFICIAL_COUNTS["finegym"]["gym99"], classes=99, old_train=20_484),
+    "gym288": GymSet(**OFFICIAL_COUNTS["finegym"]["gym288"], classes=288, old_train=22_671),
 }
 ANNOTATION = "finegym_annotation_info_v1.1.json"
 LISTS = {"train": "{}_train_element_v1.1.txt", "test": "{}_val_element.txt"}
@@ -55,7 +52,6 @@ HOME = "https://sdolivia.github.io/FineGym/"
 README = "datasets/finegym/README.md"
 ENDINGS = (".mp4", ".mkv", ".webm")
 
-CLIPS_FOLDER = "clips"
 MISSING = "missing.txt"
 REPORT = "report.txt"
 # What `excluded` of a record begins with.
@@ -281,19 +277,6 @@ def find_videos(folder: Path, ids: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def scan(
-    folder: Path, files: Mapping[str, str], index_dir: Path, workers: int
-) -> dict[str, FrameIndex | DecodeError]:
-    """Find the time stamps of the frames of all videos, or what is wrong with them, by id.
-
-    What an earlier call has found is in `index_dir` and not done again.
-    """
-    ids = {str(folder / name): video for video, name in files.items()}
-    done = scan_all(list(ids), index_dir, workers)
-    progress = tqdm(done, total=len(ids), desc="FineGym frame times", unit="video")
-    return {ids[path]: index for path, index in progress}
-
-
 def frames_of(index: FrameIndex, begin: float, end: float) -> tuple[int, int] | None:
     """Return the frames [start, stop) shown in [begin, end) seconds, at least one.
 
@@ -353,47 +336,27 @@ def to_record(element: Element, release: Release) -> tuple[VideoRecord, str]:
     return record._replace(start=frames[0], stop=frames[1]), remark
 
 
-def cut_clips(splits: Splits, videos: Path, out: Path, workers: int) -> tuple[Splits, list[str]]:
+def cut_splits(splits: Splits, videos: Path, out: Path, workers: int) -> tuple[Splits, list[str]]:
     """Write a clip of each usable record, and return the records of the clips, and remarks.
 
-    Clips that an earlier call has written are left as they are. An instance that is in two sets is
-    one clip.
+    An instance that is in two sets is one clip.
 
     Raises:
         ValueError: clips can't be encoded here.
         OSError: no room, or no permission.
     """
-    jobs = {
-        record.id: Clip(
-            str(videos / record.path), record.start, record.stop, clip_path(out, record)
-        )
-        for by_split in splits.values()
-        for records in by_split.values()
-        for record in records
-        if not record.excluded
-    }
-    # neighbours in a video one after the other: what has been read of it is still in memory
-    clips = sorted(jobs.values())
-    made = cut_all(clips, out / FRAME_INDEX_FOLDER, workers)
-    progress = tqdm(made, total=len(clips), desc="FineGym clips", unit="clip")
-    failures = {clip.out.stem: told for clip, told in progress if isinstance(told, DecodeError)}
-
-    def of_clip(record: VideoRecord) -> VideoRecord:
-        error = failures.get(record.id)
-        reason = f"{UNREADABLE}: {error.reason}" if error else record.excluded
-        name = clip_path(out, record).name
-        return VideoRecord(name, record.label, id=record.id, excluded=reason)
-
-    cut_splits = {
-        name: {split: list(map(of_clip, records)) for split, records in by_split.items()}
+    every = [r for by_split in splits.values() for records in by_split.values() for r in records]
+    clips = cut_clips(every, videos, out, workers, name=lambda record: f"{record.id}.mp4")
+    remarks = [
+        f"{record.id}: no clip, {clip.excluded}"
+        for record, clip in clips.items()
+        if clip.excluded != record.excluded
+    ]
+    of_clips = {
+        name: {split: [clips[record] for record in records] for split, records in by_split.items()}
         for name, by_split in splits.items()
     }
-    return cut_splits, [f"{name}: no clip, {error}" for name, error in failures.items()]
-
-
-def clip_path(out: Path, record: VideoRecord) -> Path:
-    """Return where the clip of a record is."""
-    return out / CLIPS_FOLDER / f"{record.id}.mp4"
+    return of_clips, remarks
 
 
 # --------------------------------------------------------------------------- what is told
@@ -450,7 +413,8 @@ def prepare(args: argparse.Namespace) -> None:
             f"{args.videos} has none of the {len(ids)} videos by id ({', '.join(ENDINGS)}); "
             f"their ids are in {args.out / MISSING}, how to get them in {README}"
         )
-    frames = scan(args.videos, files, args.out / FRAME_INDEX_FOLDER, args.workers)
+    paths = {video: str(args.videos / name) for video, name in files.items()}
+    frames = scan_videos(paths, args.out, args.workers)
     release = Release(annotation, files, frames)
     remarks: list[str] = []
     splits: Splits = {name: {} for name in sets}
@@ -462,7 +426,7 @@ def prepare(args: argparse.Namespace) -> None:
     folder = args.videos
     if args.cut:
         folder = args.out / CLIPS_FOLDER
-        splits, failures = cut_clips(splits, args.videos, args.out, args.workers)
+        splits, failures = cut_splits(splits, args.videos, args.out, args.workers)
         remarks += failures
     path = write_index(args.out, "finegym", folder, splits, classes)
     tell(args.out, splits, list(dict.fromkeys(remarks)))

@@ -26,10 +26,15 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from vmp.data.archive import DecodeError
-from vmp.data.frame_index import scan_all
 from vmp.data.hmdb51 import NAMES, VARIANTS
 from vmp.data.records import SPLITS, VideoRecord
-from vmp.data.release import FRAME_INDEX_FOLDER, INDEX, write_index
+from vmp.data.release import (
+    FRAME_INDEX_FOLDER,
+    INDEX,
+    OFFICIAL_COUNTS,
+    scan_videos,
+    write_index,
+)
 from vmp.utils.cli import run_cli
 from vmp.utils.files import write_text
 
@@ -39,9 +44,8 @@ SPLIT_FILE = re.compile(r"(?P<name>[^.].*)_test_split(?P<variant>[123])\.txt")
 # The last field of a line.
 NEITHER, TRAIN, TEST = "0", "1", "2"
 FLAGS = dict(zip(SPLITS, (TRAIN, TEST), strict=True))
-# Clips of the release by flag: of every split, and of every class in it.
-COUNTS = {TRAIN: 3570, TEST: 1530, NEITHER: 1666}
-CLASS_COUNTS = {TRAIN: 70, TEST: 30}
+# Clips of the release that are in neither part of a split.
+UNUSED = 1666
 # What the archives of the release are called, without the ending.
 VIDEO_ARCHIVE, SPLIT_ARCHIVE = "hmdb51_org", "test_train_splits"
 ENDINGS = (".rar", ".zip")
@@ -172,7 +176,7 @@ def _read_flags(path: Path) -> dict[str, str]:
         if not line.strip():
             continue
         name, flag = [*line.strip().rsplit(None, 1), ""][:2]
-        if flag not in COUNTS or "/" in name or name in flags:
+        if flag not in (NEITHER, TRAIN, TEST) or "/" in name or name in flags:
             raise ValueError(
                 f"{path}:{number}: {line!r} must be the name of a clip, once, and 0, 1 or 2; get "
                 "the split files again"
@@ -194,19 +198,22 @@ def check_counts(clips: Sequence[Clip]) -> None:
             f"no split files of {len(absent)} of 51 classes, as {absent[0]}; {way_out}"
         )
     for number, variant in enumerate(VARIANTS):
+        counts = OFFICIAL_COUNTS["hmdb51"][variant]
+        official = {flag: counts[split] for split, flag in FLAGS.items()} | {NEITHER: UNUSED}
         total = Counter(clip.flags[number] for clip in clips)
-        if total != COUNTS:
+        if total != official:
             raise ValueError(
-                f"split {variant} has {_told(total)} clips, the official one {_told(COUNTS)}; "
+                f"split {variant} has {_told(total)} clips, the official one {_told(official)}; "
                 f"{way_out}"
             )
         by_class = Counter((clip.folder, clip.flags[number]) for clip in clips)
+        train, test = (official[flag] // len(NAMES) for flag in (TRAIN, TEST))  # of each class
         for name in NAMES:
-            found = {flag: by_class[name, flag] for flag in CLASS_COUNTS}
-            if found != CLASS_COUNTS:
+            found = by_class[name, TRAIN], by_class[name, TEST]
+            if found != (train, test):
                 raise ValueError(
-                    f"split {variant} has {found[TRAIN]} clips to train and {found[TEST]} to test "
-                    f"of class {name}, the official one 70 and 30; {way_out}"
+                    f"split {variant} has {found[0]} clips to train and {found[1]} to test of "
+                    f"class {name}, the official one {train} and {test}; {way_out}"
                 )
 
 
@@ -569,31 +576,13 @@ def make_index(
         raise ValueError(f"none of the {len(clips)} clips is in {found.root}; check --videos")
     excluded = dict.fromkeys((clip.id for clip in absent), "absent")
     if scan:
-        there = {str(found.path(clip)): clip.id for clip in clips if clip.id not in excluded}
-        excluded |= scan_videos(there, out / FRAME_INDEX_FOLDER, workers)
+        there = {clip.id: str(found.path(clip)) for clip in clips if clip.id not in excluded}
+        seen = scan_videos(there, out, workers)
+        excluded |= {name: r.reason for name, r in seen.items() if isinstance(r, DecodeError)}
     records = make_records(clips, found, excluded)
     index = write_index(out, "hmdb51", found.root, records)
     report(clips, records, excluded, find_unlisted(clips, found), out)
     print(f"wrote {index}")
-
-
-def scan_videos(ids: Mapping[str, str], index_dir: Path, workers: int) -> dict[str, str]:
-    """Look into videos.
-
-    Args:
-        ids: path of the video -> id of the clip.
-        index_dir: for what is found of long videos; short ones are looked at each time.
-        workers: processes.
-
-    Returns:
-        Id -> reason, of those that can't be decoded.
-    """
-    results = scan_all(list(ids), index_dir, workers)
-    return {
-        ids[path]: result.reason
-        for path, result in tqdm(results, total=len(ids), desc="scan", unit="video")
-        if isinstance(result, DecodeError)
-    }
 
 
 def make_records(

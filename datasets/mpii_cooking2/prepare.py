@@ -18,14 +18,12 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from vmp.data.archive import DecodeError
-from vmp.data.cut import Clip, cut_all
-from vmp.data.frame_index import FrameIndex, scan_all
+from vmp.data.frame_index import FrameIndex
 from vmp.data.mpii_cooking2 import NAMES
 from vmp.data.records import VideoRecord
-from vmp.data.release import FRAME_INDEX_FOLDER, write_index
+from vmp.data.release import CLIPS_FOLDER, cut_clips, scan_videos, write_index
 from vmp.utils.cli import run_cli
 from vmp.utils.files import write_text
 
@@ -46,7 +44,6 @@ OFFICIAL = {
 # Worked out from other facts, so that another number is worth no more than a warning.
 EXPECTED = {"train sequences": 201, "intervals of the 67 classes": 13_990}
 FIELDS = ("activity", "fileName", "attributeMap", "startFrame", "endFrame", "iaMat", "frameRate")
-CLIPS = "clips"
 MISSING = "missing.txt"
 REPORT = "report.txt"
 # Lines of a list that are printed; the report has them all.
@@ -298,18 +295,6 @@ def find_videos(folder: Path) -> dict[str, str]:
     return {path.stem: path.as_posix() for path in reversed(paths)}
 
 
-def scan(
-    folder: Path, videos: Mapping[str, str], names: Iterable[str], out: Path, workers: int
-) -> dict[str, FrameIndex | DecodeError]:
-    """Return name -> the index of the video, or what is wrong with it, for those that are there."""
-    paths = {str(folder / videos[name]): name for name in names if name in videos}
-    results = scan_all(paths, out / FRAME_INDEX_FOLDER, workers)
-    return {
-        paths[path]: result
-        for path, result in tqdm(results, total=len(paths), desc="scan videos", unit="video")
-    }
-
-
 # --------------------------------------------------------------------------- the records
 def frames_of(row: Row, authors_shift: bool) -> tuple[int, int]:
     """Return the frames [start, stop), counted from 0, of an interval.
@@ -349,41 +334,14 @@ def make_record(
     return record._replace(excluded=reason)
 
 
-def cut_clips(
-    splits: Mapping[str, Sequence[VideoRecord]], videos: Path, out: Path, workers: int
-) -> dict[str, list[VideoRecord]]:
-    """Cut a clip of each usable record; return the records of the clips, paths from `out`."""
-    usable = [record for records in splits.values() for record in records if not record.excluded]
-    clips = [
-        Clip(str(videos / record.path), record.start, record.stop, out / clip_name(record))
-        for record in usable
-    ]
-    results = cut_all(clips, out / FRAME_INDEX_FOLDER, workers)
-    progress = tqdm(results, total=len(clips), desc="cut clips", unit="clip")
-    frames = {clip.out: result for clip, result in progress}
-    return {
-        split: [_of_clip(record, frames.get(out / clip_name(record))) for record in records]
-        for split, records in splits.items()
-    }
-
-
 def clip_name(record: VideoRecord) -> str:
-    """Return the path of a clip below --out.
+    """Return the path of a clip below CLIPS_FOLDER.
 
     The row number in it makes it unique; the frames keep an index that was written with other
     options true.
     """
     activity = NAMES[record.label].replace(" ", "_")
-    return f"{CLIPS}/{record.id}_{activity}_{record.start}-{record.stop}.mp4"
-
-
-def _of_clip(record: VideoRecord, frames: int | DecodeError | None) -> VideoRecord:
-    clip = record._replace(path=clip_name(record))
-    if frames is None:  # excluded before
-        return clip
-    if isinstance(frames, DecodeError):
-        return clip._replace(excluded=f"unreadable: {frames.reason}")
-    return clip._replace(start=0, stop=frames)
+    return f"{record.id}_{activity}_{record.start}-{record.stop}.mp4"
 
 
 # --------------------------------------------------------------------------- the report
@@ -504,14 +462,17 @@ def prepare(args: argparse.Namespace) -> None:
     missing = [f"{name}.avi" for name in names if name not in videos]
     write_text(args.out / MISSING, "".join(f"{name}\n" for name in missing))
     report.itemize(f"absent videos, listed in {args.out / MISSING}", missing)
-    indexes = scan(args.videos, videos, names, args.out, args.workers)
+    paths = {name: str(args.videos / videos[name]) for name in names if name in videos}
+    indexes = scan_videos(paths, args.out, args.workers)
     tell_videos(report, indexes, annotation.frame_rate)
 
     splits, clipped = make_splits(rows, videos, indexes, args.authors_shift)
     folder = args.videos
     if args.cut:
-        splits = cut_clips(splits, args.videos, args.out, args.workers)
-        folder = args.out
+        every = [record for records in splits.values() for record in records]
+        clips = cut_clips(every, args.videos, args.out, args.workers, name=clip_name)
+        splits = {name: [clips[each] for each in records] for name, records in splits.items()}
+        folder = args.out / CLIPS_FOLDER
     tell_splits(report, splits, clipped)
     variants = {name: {"train": splits["train"], "test": splits[name]} for name in ("test", "val")}
     index = write_index(args.out, "mpiicooking2", folder, variants)

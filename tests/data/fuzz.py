@@ -6,6 +6,7 @@ One line of JSON a case. A case follows from its number alone: `--first N --coun
 """
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -181,7 +182,7 @@ def check(path: Path, rng: random.Random, backend: str = "pyav") -> tuple[str, s
     except DecodeError as error:
         return "refused", error.reason
     with reader:
-        total, index = len(reader), reader._index
+        total, index = len(reader), reader.index
         side = min(FULL_SIZE, index.height, index.width)
         size = scaled_size(index.height, index.width, side)
         known = decode_all(path, size, most=KNOWN_FRAMES, seconds=READER_SECONDS)
@@ -294,6 +295,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--keep", type=Path, help="folder that gets the files of bad cases")
     args = parser.parse_args(argv)
     av.logging.set_level(None)
+    # once here and not in each child
+    importlib.import_module({"pyav": "av"}.get(args.backend, args.backend))
     files = [(path, size) for path, size in sources(args.folder) if args.file in ("", path.name)]
     end = time.monotonic() + args.seconds
     with tempfile.TemporaryDirectory() as folder:

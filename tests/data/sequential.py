@@ -95,16 +95,19 @@ def place_of(known: Known, index: FrameIndex, number: int) -> int | str:
     return known.stamps.index(stamp) if stamp in known.stamps else "no frame has its time stamp"
 
 
-def nearer_to_another(pictures: Sequence[np.ndarray], place: int, picture: np.ndarray) -> str:
+def nearer_to_another(
+    pictures: Sequence[np.ndarray], place: int, picture: np.ndarray, margin: float = 0.5
+) -> str:
     """Say if a picture is another one of the sequential decode than that at `place`.
 
     What a decoder leaves where a file is damaged is not always the same: it may be what the memory
-    held before. So the picture need not be equal, but no other may be more like it.
+    held before. So the picture need not be equal, but no other may be more like it, by a margin in
+    grey levels.
     """
     if np.array_equal(pictures[place], picture):
         return ""
     distances = [float(np.abs(other.astype(np.int16) - picture).mean()) for other in pictures]
     nearest = int(np.argmin(distances))
-    if distances[nearest] + 0.5 < distances[place]:
+    if distances[nearest] + margin < distances[place]:
         return f"it is {nearest}: {distances[nearest]:.2f} off, {distances[place]:.2f} off its own"
     return ""

@@ -5,6 +5,7 @@ import torch
 
 from vmp.config.defaults import get_cfg
 from vmp.data import CLASS_NAMES, DATASETS, build_loader, frame_index
+from vmp.data.build import build_official_records
 
 
 @pytest.fixture
@@ -98,6 +99,15 @@ def test_what_is_in_quarantine_is_left_out_of_training_and_counted_in_a_test(cfg
         "quarantined: unreadable: no video stream",
         "quarantined: stalls",
     }
+
+
+def test_the_official_records_are_all_listed_whatever_a_loader_makes_of_them(cfg, tmp_path):
+    path = tmp_path / "quarantine.tsv"
+    path.write_text("video 1.mp4\tstalls\n")
+    cfg.DATA.QUARANTINE, cfg.MODEL.NUM_CLASSES = str(path), 1
+    records = build_official_records(cfg, "train")
+    assert [record.excluded for record in records] == ["", "quarantined: stalls", *[""] * 9]
+    assert {record.label for record in records} == {0, 1, 2}
 
 
 def test_long_videos_are_indexed_once_into_the_folder_of_the_data_set(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import av
 import pytest
-import torch
 
 from tests.conftest import load_module
 from tests.data import miniature_hmdb51 as miniature
@@ -597,15 +596,6 @@ def test_every_odd_name_survives_the_index(tool, shared, tmp_path):
 
 
 # --------------------------------------------------------------------------- loader and engine
-@pytest.fixture
-def _one_thread():
-    """A network as small as this one only loses by a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_the_default_is_split_1_and_others_are_refused(prepare):
     out = str(prepare())
     assert hmdb51(out, "test") == hmdb51(out, "test", "1") != hmdb51(out, "test", "2")

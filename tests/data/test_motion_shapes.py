@@ -35,15 +35,6 @@ def decoded(made):
     return splits
 
 
-@pytest.fixture
-def _one_thread():
-    """Networks as small as these only lose by a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def train_and_test(train, test, epochs=12):
     """Train a small network on images (N, C, H, W); return its test accuracy."""
     torch.manual_seed(0)

@@ -506,15 +506,13 @@ def test_clips_of_other_frames_do_not_replace_those_of_an_index_written_before(
         path.unlink()
 
 
-def test_what_cannot_be_cut_is_excluded_with_its_reason(
-    release, script, prepare, tmp_path, monkeypatch
-):
+def test_what_cannot_be_cut_is_excluded_with_its_reason(release, prepare, tmp_path, monkeypatch):
     def breaks_off(clips, index_dir, workers):
         for clip in clips:
             broken = clip.start == 453
             yield clip, DecodeError(clip.source, "breaks off") if broken else clip.stop - clip.start
 
-    monkeypatch.setattr(script, "cut_all", breaks_off)
+    monkeypatch.setattr("vmp.data.release.cut_all", breaks_off)
     excluded = excluded_of(records_of(prepare(release, tmp_path / "out", "--cut"), "train"))
     assert excluded[3] == "unreadable: breaks off"
     assert [number for number, why in excluded.items() if why] == [3, 23, 24]

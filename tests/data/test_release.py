@@ -2,8 +2,17 @@ import json
 
 import pytest
 
+from vmp.data import DATASETS, DecodeError, VideoReader
 from vmp.data.records import VideoRecord, quarantine, read_quarantine
-from vmp.data.release import read_classes, read_index, write_index
+from vmp.data.release import (
+    OFFICIAL_COUNTS,
+    cut_clips,
+    official_count,
+    read_classes,
+    read_index,
+    scan_videos,
+    write_index,
+)
 
 RECORDS = [
     VideoRecord("a class/-x.avi", 0, id="a class/-x.avi"),
@@ -81,3 +90,43 @@ def test_a_quarantine_marks_records_by_id_and_keeps_an_older_reason(tmp_path):
     ]
     with pytest.raises(ValueError, match=r"DATA.QUARANTINE .*missing.* can't be read"):
         read_quarantine(tmp_path / "missing")
+
+
+def test_the_official_counts_are_those_of_known_data_sets_and_their_variants():
+    assert set(OFFICIAL_COUNTS) <= {name for name, _ in DATASETS}
+    assert official_count("hmdb51", "", "train") == official_count("hmdb51", "3", "train") == 3570
+    assert official_count("finegym", "", "test") == 8521
+    assert official_count("finegym", "gym288", "test") == 9646
+    assert official_count("mpiicooking2", "", "test") is None
+    assert official_count("utinteraction", "seq", "test") is None
+
+
+def test_videos_are_looked_into_by_name(tmp_path, make_video):
+    make_video(tmp_path / "a.mp4", 12)
+    (tmp_path / "b.mp4").write_text("no video")
+    seen = scan_videos({n: str(tmp_path / f"{n}.mp4") for n in "abc"}, tmp_path / "out", 1)
+    assert seen["a"].num_frames == 12
+    assert isinstance(seen["b"], DecodeError)
+    assert "No such file" in seen["c"].reason
+
+
+def test_what_is_not_excluded_becomes_a_clip_and_equal_names_share_one(
+    tmp_path, make_video, read_number
+):
+    make_video(tmp_path / "a.mp4", 12)
+    records = [
+        VideoRecord("a.mp4", 0, 3, 9, id="x"),
+        VideoRecord("a.mp4", 7, 3, 9, id="x"),
+        VideoRecord("a.mp4", 0, 20, 30, id="past the end"),
+        VideoRecord("b.mp4", 0, 0, 5, id="b", excluded="absent"),
+    ]
+    clips = cut_clips(records, tmp_path, tmp_path / "out", 1, name=lambda r: f"{r.id}.mp4")
+    assert list(clips) == records
+    first, other, past, absent = clips.values()
+    assert first == VideoRecord("x.mp4", 0, 0, 6, id="x")
+    assert other == first._replace(label=7)
+    assert past.excluded == "unreadable: no frame from 20 to 30, it has 12"
+    assert absent == records[3]._replace(path="b.mp4")
+    assert [path.name for path in (tmp_path / "out" / "clips").iterdir()] == ["x.mp4"]
+    with VideoReader(tmp_path / "out" / "clips" / "x.mp4") as clip:
+        assert [read_number(frame) for frame in clip.read(range(6))] == [3, 4, 5, 6, 7, 8]

@@ -14,10 +14,10 @@ from matplotlib.image import imread
 
 from tests.conftest import load_module
 from tests.data.conftest import write_video
-from tests.data.test_audit import cut_off, flip_in_frame, lie_about_frames, write_still
+from tests.data.test_examine import cut_off, flip_in_frame, lie_about_frames, write_still
 from vmp.config import load_cfg
 from vmp.data import build_loader
-from vmp.data.audit import Journal
+from vmp.data.examine import Journal
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "doctor.py"
 CONFIG = """

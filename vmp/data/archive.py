@@ -41,6 +41,8 @@ _IN_MEMORY_BYTES = 2**30
 # Offset of a member whose bytes are not in one piece.
 _SCATTERED = -1
 _TAR_BLOCK = 512
+# Bytes at both ends of a video that, with its size, tell it from others.
+_FINGERPRINT_BYTES = 65536
 _MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 _WHY_NOT_COMPRESSED = "compressed, so no member can be read alone; make an uncompressed .tar of it"
 
@@ -106,6 +108,18 @@ class Source(NamedTuple):
         if self.path == self.file:
             return open(self.file, "rb")
         return cast(BinaryIO, io.BufferedReader(_Part(self.file, self.offset, self.size)))
+
+    def fingerprint(self) -> str:
+        """Return what tells these bytes from others, wherever they lie: how many, and both ends.
+
+        Raises:
+            OSError: they can't be read.
+        """
+        with self.open() as file:
+            digest = hashlib.sha256(str(self.size).encode() + file.read(_FINGERPRINT_BYTES))
+            file.seek(max(self.size - _FINGERPRINT_BYTES, 0))
+            digest.update(file.read(_FINGERPRINT_BYTES))
+        return digest.hexdigest()[:32]
 
 
 class _Part(io.RawIOBase):

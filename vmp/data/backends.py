@@ -6,6 +6,7 @@ otherwise is not used for it.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -156,6 +157,8 @@ class PyAV:
         else:
             due = {number: number for number in wanted}
         last = max(due)
+        keys = stamps[self.index.keys[key + 1 :]] if self.index.label else stamps
+        keys_due = keys[keys <= last].tolist()
         first = True
         frames = self._frames(key, whole, due, deadline)
         for stamp, frame in label_frames(frames, self.index.label):
@@ -163,7 +166,8 @@ class PyAV:
                 continue  # it may lack what it refers to
             if key >= 0 and first and not self._is_key(key, stamp, frame):
                 return
-            if frame.is_corrupt and not whole:
+            lost = _is_key_lost(keys_due, stamp)
+            if (frame.is_corrupt or lost) and not whole:
                 return
             first = False
             if stamp in due:
@@ -214,6 +218,14 @@ class PyAV:
         if key >= 0:
             container.seek(int(self.index.stamps[self.index.keys[key]]), stream=stream)
         return container, stream
+
+
+def _is_key_lost(keys_due: list[int], stamp: int) -> bool:
+    """Say if a key frame should have come before this stamp; one that comes now is due no more."""
+    lost = bool(keys_due) and stamp > keys_due[0]
+    if keys_due and stamp >= keys_due[0]:
+        keys_due.pop(0)
+    return lost
 
 
 def _to_rgb(scaler: VideoReformatter, frame: VideoFrame, out: Frames) -> None:
@@ -268,8 +280,9 @@ class TorchCodec:
         self._mapping = ""
 
     def close(self) -> None:
-        """Close the file; reading opens it again."""
+        """Close the file; reading opens and inspects it again."""
         self._opened = None
+        self._mapping = ""
 
     def read(self, numbers: Sequence[int], size: tuple[int, int], deadline: Deadline) -> Frames:
         """Return frames (T, height, width, 3) as coded, for ascending distinct numbers.
@@ -285,7 +298,7 @@ class TorchCodec:
             decoder = self._decoder(size)
             for number in range(numbers[-1] + 1) if self._from_start else numbers:
                 deadline.check(self.source.path)
-                frame = self._frame(decoder, number)
+                frame = self._frame(decoder, number, size)
                 if number in places:
                     frames[places[number]] = frame
         return frames
@@ -304,8 +317,8 @@ class TorchCodec:
         stamps = enumerate(index.stamps.tolist())
         frames = [{"pts": pts, "duration": 1, "key_frame": int(n in keys)} for n, pts in stamps]
         self._mapping = json.dumps({"frames": frames})
-        first = self._frame(self._decoder((index.height, index.width)), 0)
-        if not is_same_picture(first, shown):
+        first = self._frame(self._decoder(shown.shape[:2]), 0, shown.shape[:2])
+        if not are_same_pictures([(first, shown)]):
             raise _not_with("torchcodec", self.source, "it begins with another frame")
 
     def _decoder(self, size: tuple[int, int]) -> Any:
@@ -327,14 +340,16 @@ class TorchCodec:
         self._opened = size, decoder
         return decoder
 
-    def _frame(self, decoder: Any, number: int) -> Frames:
+    def _frame(self, decoder: Any, number: int, size: tuple[int, int]) -> Frames:
         """Return one frame, as coded: torchcodec has turned it."""
         frame = decoder.get_frame_at(number)
         stamp = frame.pts_seconds / float(self.index.time_base)
         if abs(stamp - int(self.index.stamps[number])) > 0.5:
             raise _not_with("torchcodec", self.source, f"it stamps frame {number} otherwise")
-        picture: Frames = frame.data.numpy()
-        return np.rot90(picture, -self.index.quarter_turns)
+        picture: Frames = np.rot90(frame.data.numpy(), -self.index.quarter_turns)
+        if picture.shape[:2] != size:
+            raise _not_with("torchcodec", self.source, "its frames change their size")
+        return picture
 
 
 def _import_torchcodec() -> tuple[Any, Any]:
@@ -396,12 +411,9 @@ class Decord:
         places = np.searchsorted(self.index.keys, numbers, side="right") - 1
         with _as_decode_errors("decord", self):
             for place in np.unique(places).tolist():
-                wanted = np.flatnonzero(places == place).tolist()
-                self._compare(place, numbers[wanted[-1]], deadline)
-                for at, frame in zip(
-                    wanted, self._run([numbers[at] for at in wanted], size, deadline), strict=True
-                ):
-                    frames[at] = frame
+                wanted = [number for number, at in zip(numbers, places, strict=True) if at == place]
+                self._compare(place, wanted[-1], deadline)
+                frames[places == place] = list(self._run(wanted, size, deadline))
         return frames
 
     def _run(
@@ -409,7 +421,10 @@ class Decord:
     ) -> Iterator[Frames]:
         """Yield frames, as coded, that are decoded from the same key frame."""
         reader = self._reader(size)
-        reader.seek(0)  # where it lands depends on where it was
+        key = self.index.keys[self.index.keys <= numbers[0]][-1:]
+        reader.seek(0)  # where the next seek lands depends on where it was, and on what is sought
+        if len(key) and key[0] < numbers[0]:
+            reader[int(key[0])]
         height, width = size[::-1] if self.index.quarter_turns % 2 else size
         for number in numbers:
             deadline.check(self.source.path)
@@ -420,25 +435,27 @@ class Decord:
 
     def _compare(self, place: int, last: int, deadline: Deadline) -> None:
         """Compare the frames from a key frame to `last` with PyAV's, once a process."""
-        compared = _compared(self.source.file, self.source.offset, self.index.num_frames)
+        modified = os.stat(self.source.file).st_mtime_ns
+        compared = _compared(self.source.file, self.source.offset, modified)
         if compared.get(place, -1) >= last:
             return
         size = self.index.height, self.index.width
         first = int(self.index.keys[place]) if place >= 0 else 0
         numbers = list(range(first, last + 1))
-        picture = np.empty((*size, 3), np.uint8)
-        scaler = VideoReformatter()
         exact = PyAV(self.source, self.index)
-        pairs = zip(
-            self._run(numbers, size, deadline),
-            exact.decode(Run(place, numbers), deadline),
-            strict=True,
-        )
-        for ours, (number, frame) in pairs:
-            _to_rgb(scaler, frame, picture)
-            if (frame.height, frame.width) != size:
-                raise _not_with("decord", self.source, "its frames change their size")
-            if not is_same_picture(ours, picture):
+        frames = exact.decode(Run(place, numbers), deadline)
+        scaler = VideoReformatter()
+        pairs: list[tuple[Frames, Frames]] = []
+        for picture, (number, frame) in zip(
+            self._run(numbers, size, deadline), frames, strict=True
+        ):
+            if frame.is_corrupt or (frame.height, frame.width) != size:
+                reason = "its frames are damaged or change their size"
+                raise _not_with("decord", self.source, reason)
+            right = np.empty((*size, 3), np.uint8)
+            _to_rgb(scaler, frame, right)
+            pairs = [*pairs[-1:], (picture, right)]
+            if not are_same_pictures(pairs):
                 raise _not_with("decord", self.source, f"it gives another frame {number}")
         exact.close()
         compared[place] = last
@@ -474,7 +491,7 @@ class Decord:
 
 
 @lru_cache(maxsize=16384)
-def _compared(file: str, offset: int, num_frames: int) -> dict[int, int]:
+def _compared(file: str, offset: int, modified: int) -> dict[int, int]:
     """Return what was compared of a file, to be added to: place of a key frame to last frame."""
     return {}
 
@@ -492,10 +509,19 @@ def _import_decord() -> Any:
 
 
 # --------------------------------------------------------------------------- both
-def is_same_picture(one: Frames, other: Frames) -> bool:
-    """Say if two frames of one size differ by no more than two scalers do."""
-    difference = np.abs(one.astype(np.int16) - other)
-    return one.shape == other.shape and float(difference.mean()) <= SAME_PICTURE
+def difference(one: Frames, other: Frames) -> float:
+    """Return the mean difference of two frames of one size, grey levels of 255."""
+    return float(np.abs(one.astype(np.int16) - other).mean())
+
+
+def are_same_pictures(pairs: Sequence[tuple[Frames, Frames]]) -> bool:
+    """Say if each pair is of the same frame, for one or two consecutive frames."""
+    own = [difference(one, other) for one, other in pairs]
+    if max(own) > SAME_PICTURE or len(own) == 1 or not any(own):
+        return max(own) <= SAME_PICTURE
+    # where little moves, a shift by one frame shows only in that it is more like the other one
+    (one, right), (next_one, next_right) = pairs
+    return difference(one, next_right) >= own[0] and difference(next_one, right) >= own[1]
 
 
 def _not_with(library: str, source: Source, reason: str) -> DecodeError:
@@ -515,7 +541,6 @@ def _as_decode_errors(library: str, backend: TorchCodec | Decord) -> Iterator[No
     except Exception as error:  # decord's own error is of no common kind
         backend.close()
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = re.sub(
-            r"^\[[\d:]+\] \S+:\d+: ", "", lines[0]
-        )  # decord's time and place in its code
+        # decord begins with the time and a place in its code
+        reason = re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", lines[0])
         raise _not_with(library, backend.source, reason) from error

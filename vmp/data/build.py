@@ -93,7 +93,7 @@ def build_reader(cfg: CfgNode) -> OpenVideo:
 
 
 def build_records(cfg: CfgNode, split: str) -> list[VideoRecord]:
-    """List the videos of "train" or "test" of the data set TRAIN.DATASET, labels checked.
+    """List the videos of "train" or "test" that a loader takes, labels checked.
 
     What is absent or in quarantine is left out of the training, and said; in a test it stays,
     marked, so that it is counted as not evaluated.
@@ -102,10 +102,7 @@ def build_records(cfg: CfgNode, split: str) -> list[VideoRecord]:
         ValueError: an unknown data set, missing files, no videos, or a label outside
             [0, MODEL.NUM_CLASSES).
     """
-    dataset = pick(DATASETS, cfg.TRAIN.DATASET)
-    records: list[VideoRecord] = dataset(cfg.DATA.PATH_TO_DATA_DIR, split, cfg.DATA.SPLIT)
-    if cfg.DATA.QUARANTINE:
-        records = quarantine(records, read_quarantine(cfg.DATA.QUARANTINE))
+    records = build_official_records(cfg, split)
     if split == "train":
         records = _usable(records)
     if not records:
@@ -116,6 +113,19 @@ def build_records(cfg: CfgNode, split: str) -> list[VideoRecord]:
                 f"{record.path}: class {record.label} is not in 0 to {cfg.MODEL.NUM_CLASSES - 1}; "
                 f"correct the list or set MODEL.NUM_CLASSES"
             )
+    return records
+
+
+def build_official_records(cfg: CfgNode, split: str) -> list[VideoRecord]:
+    """List all of "train" or "test" of the data set TRAIN.DATASET, what is in quarantine marked.
+
+    Raises:
+        ValueError: an unknown data set, or missing files.
+    """
+    dataset = pick(DATASETS, cfg.TRAIN.DATASET)
+    records: list[VideoRecord] = dataset(cfg.DATA.PATH_TO_DATA_DIR, split, cfg.DATA.SPLIT)
+    if cfg.DATA.QUARANTINE:
+        records = quarantine(records, read_quarantine(cfg.DATA.QUARANTINE))
     return records
 
 

@@ -46,6 +46,7 @@ class VideoReader:
         path: the video file.
         fps: frames per second, on average.
         size: (height, width) as shown, pixels; non-square pixels are not stretched.
+        index: which frames there are.
 
     Raises:
         DecodeError: the file is missing, is no video, is larger than MAX_PIXELS, or not one frame
@@ -68,17 +69,17 @@ class VideoReader:
         self.path = os.fspath(path)
         self.timeout = timeout
         source = locate(self.path)
-        self._index = _in_time(
+        self.index = _in_time(
             lambda deadline: index_of(source, index_dir, deadline), self.path, timeout
         )
-        self._make_backend: Callable[[], Backend] = partial(BACKENDS[backend], source, self._index)
+        self._make_backend: Callable[[], Backend] = partial(BACKENDS[backend], source, self.index)
         self._backend = self._make_backend()
-        self.fps = self._index.fps
-        size = self._index.height, self._index.width
-        self.size = size[::-1] if self._index.quarter_turns % 2 else size
+        self.fps = self.index.fps
+        size = self.index.height, self.index.width
+        self.size = size[::-1] if self.index.quarter_turns % 2 else size
 
     def __len__(self) -> int:
-        return self._index.num_frames
+        return self.index.num_frames
 
     def __enter__(self) -> "VideoReader":
         return self
@@ -120,7 +121,7 @@ class VideoReader:
                 f"{self.path}: frames {numbers.min()} to {numbers.max()} wanted, "
                 f"{len(self)} decode (0 to {len(self) - 1})"
             )
-        size = scaled_size(self._index.height, self._index.width, short_side)
+        size = scaled_size(self.index.height, self.index.width, short_side)
         wanted, places = np.unique(numbers, return_inverse=True)
         try:
             frames = _in_time(
@@ -133,8 +134,8 @@ class VideoReader:
             raise
         if len(wanted) < len(numbers) or (places[:-1] > places[1:]).any():
             frames = frames[places]
-        if self._index.quarter_turns:
-            frames = np.ascontiguousarray(np.rot90(frames, self._index.quarter_turns, axes=(1, 2)))
+        if self.index.quarter_turns:
+            frames = np.ascontiguousarray(np.rot90(frames, self.index.quarter_turns, axes=(1, 2)))
         return frames
 
 

@@ -7,7 +7,6 @@ frames that were dropped, an end that does not decode), the file is decoded once
 its frames are those before the first error.
 """
 
-import hashlib
 import logging
 import multiprocessing
 import os
@@ -48,8 +47,6 @@ _SMALLEST_MPEG4_PACKET = 20
 _CACHED = 16384
 # A video with fewer frames is indexed faster than a file is opened on a network file system.
 _STORED_FROM = 1024
-# Bytes at both ends of a file that tell it from another one of the same size.
-_FINGERPRINT_BYTES = 65536
 
 # The scaler of PyAV 17 and later would else use every core.
 SCALER_THREADS: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
@@ -193,7 +190,7 @@ def _modified(source: Source) -> int:
 def _read_or_make(source: Source, index_dir: str | Path | None, deadline: Deadline) -> FrameIndex:
     if index_dir is None:
         return make_index(source, deadline)
-    stored = Path(index_dir, f"{_fingerprint(source)}.npy")
+    stored = Path(index_dir, f"{source.fingerprint()}.npy")
     index = _load(stored)
     if index is None:
         index = make_index(source, deadline)
@@ -201,15 +198,6 @@ def _read_or_make(source: Source, index_dir: str | Path | None, deadline: Deadli
             _store(stored, index)
             index = _load(stored) or index  # mapped from now on, not held in memory
     return index
-
-
-def _fingerprint(source: Source) -> str:
-    """Return a name for the content of a video, wherever it lies."""
-    with source.open() as file:
-        start = file.read(_FINGERPRINT_BYTES)
-        file.seek(max(source.size - _FINGERPRINT_BYTES, 0))
-        end = file.read(_FINGERPRINT_BYTES)
-    return hashlib.sha256(str(source.size).encode() + start + end).hexdigest()[:32]
 
 
 # On the disk an index is one array of integers, so that it can be mapped: version, scalars, then

@@ -1,25 +1,125 @@
-"""The index of a prepared data set: what datasets/<name>/prepare.py writes and the loader reads.
+"""From an official release to an index: what the scripts datasets/<name>/prepare.py share.
 
-One JSON file, a line a record, that says of every official record of every split which frames of
-which video it is. A record whose video is absent stays in, marked, so that an evaluation can tell
-how many of the official records it has covered.
+The index, which they write and the loader reads, is one JSON file, a line a record, that says of
+every official record of every split which frames of which video it is. A record whose video is
+absent stays in, marked, so that an evaluation can tell how many of the official records it has
+covered.
 """
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from vmp.data.archive import DecodeError
+from vmp.data.cut import Clip, cut_all
+from vmp.data.frame_index import FrameIndex, scan_all
 from vmp.data.records import VideoRecord
 from vmp.utils.files import write_text
+
+# Records of the official releases: data set -> variant -> split; the first variant is the default.
+# MPII Cooking 2 is not here: what its split files name are videos, and how many of their intervals
+# count is told nowhere.
+OFFICIAL_COUNTS: dict[str, dict[str, dict[str, int]]] = {
+    "hmdb51": {variant: {"train": 3570, "test": 1530} for variant in ("1", "2", "3")},
+    "finegym": {  # v1.1
+        "gym99": {"train": 26320, "test": 8521},
+        "gym288": {"train": 29334, "test": 9646},
+    },
+    "utinteraction": {"crossset": {"train": 60, "test": 60}},
+}
 
 INDEX = "index.json"
 # Videos that are scanned once leave what was found here, beside the index.
 FRAME_INDEX_FOLDER = "frame_index"
+# Clips that are cut, beside the index as well.
+CLIPS_FOLDER = "clips"
 _FORMAT = "vmp index 1"
 
 
+def official_count(dataset: str, variant: str, split: str) -> int | None:
+    """Return the number of records of an official split; None if it is not known."""
+    variants = OFFICIAL_COUNTS.get(dataset, {})
+    return variants.get(variant or next(iter(variants), ""), {}).get(split)
+
+
+# --------------------------------------------------------------------------- the videos
+def scan_videos(
+    paths: Mapping[str, str], out: Path, workers: int
+) -> dict[str, FrameIndex | DecodeError]:
+    """Look into videos, with a bar; what an earlier call has found is not looked for again.
+
+    Args:
+        paths: name of a video -> its file, each file once.
+        out: folder of the index.
+        workers: processes.
+
+    Returns:
+        Name -> which frames there are, or what is wrong with the file.
+    """
+    names = {path: name for name, path in paths.items()}
+    found = scan_all(names, out / FRAME_INDEX_FOLDER, workers)
+    bar = tqdm(found, total=len(names), desc="scan videos", unit="video")
+    return {names[path]: result for path, result in bar}
+
+
+def cut_clips(
+    records: Iterable[VideoRecord],
+    videos: Path,
+    out: Path,
+    workers: int,
+    *,
+    name: Callable[[VideoRecord], str],
+) -> dict[VideoRecord, VideoRecord]:
+    """Write a clip of each record that is not excluded, with a bar.
+
+    What an earlier call has cut is left as it is. Records of the same name share a clip.
+
+    Args:
+        records: their paths relative to `videos`.
+        videos: folder of the long videos.
+        out: folder of the index; the clips come into CLIPS_FOLDER there.
+        workers: processes.
+        name: record -> file name of its clip, relative to CLIPS_FOLDER.
+
+    Returns:
+        Record -> record of its clip, the path relative to CLIPS_FOLDER. One that can't be cut is
+        excluded as unreadable.
+
+    Raises:
+        ValueError: clips can't be encoded here.
+        OSError: no room, or no permission.
+    """
+    folder = out / CLIPS_FOLDER
+    names = {record: name(record) for record in records}
+    clips = {
+        Clip(str(videos / record.path), record.start, record.stop, folder / named)
+        for record, named in names.items()
+        if not record.excluded
+    }
+    # neighbours in a video one after the other: what has been read of it is still in memory
+    made = cut_all(sorted(clips), out / FRAME_INDEX_FOLDER, workers)
+    bar = tqdm(made, total=len(clips), desc="cut clips", unit="clip")
+    frames = {clip.out: result for clip, result in bar}
+    return {
+        record: _of_clip(record, named, frames.get(folder / named))
+        for record, named in names.items()
+    }
+
+
+def _of_clip(record: VideoRecord, named: str, frames: int | DecodeError | None) -> VideoRecord:
+    clip = record._replace(path=named)
+    if frames is None:  # excluded before
+        return clip
+    if isinstance(frames, DecodeError):
+        return clip._replace(excluded=f"unreadable: {frames.reason}")
+    return clip._replace(start=0, stop=frames)
+
+
+# --------------------------------------------------------------------------- the index
 def write_index(
     folder: str | Path,
     dataset: str,
