@@ -578,7 +578,8 @@ def make_index(
     if scan:
         there = {clip.id: str(found.path(clip)) for clip in clips if clip.id not in excluded}
         seen = scan_videos(there, out, workers)
-        excluded |= {name: r.reason for name, r in seen.items() if isinstance(r, DecodeError)}
+        wrong = {name: error for name, error in seen.items() if isinstance(error, DecodeError)}
+        excluded |= {name: f"unreadable: {error.reason}" for name, error in wrong.items()}
     records = make_records(clips, found, excluded)
     index = write_index(out, "hmdb51", found.root, records)
     report(clips, records, excluded, find_unlisted(clips, found), out)

@@ -302,6 +302,13 @@ def sound_with_cover(path: Path) -> None:
         container.mux(attached)
 
 
+def unknown_codec(path: Path) -> None:
+    encode(path, "libx264", H264)
+    data = path.read_bytes()
+    place = data.rindex(b"avc1")
+    path.write_bytes(data[:place] + b"what" + data[place + 4 :])
+
+
 def _as(codec: str, options: dict[str, str], **kwargs: object) -> Make:
     return lambda path: encode(path, codec, options, **kwargs)  # type: ignore[arg-type]
 
@@ -402,6 +409,7 @@ NO_VIDEOS: dict[str, Make] = {
     "no_frames.mp4": cut(_as("libx264", H264, muxer={"movflags": "faststart"}), 0.3),
     "no_index.mp4": cut(_as("libx264", H264), 0.5),
     "head_only.avi": cut(_as("mpeg4", MPEG4), 0.05),
+    "unknown_codec.mp4": unknown_codec,
     "sound_only.mp4": sound_only,
     "sound_with_cover.mp4": sound_with_cover,
 }

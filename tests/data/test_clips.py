@@ -8,6 +8,7 @@ import torch
 from vmp.data.archive import DecodeError
 from vmp.data.clips import Batch, ClipDataset, Failure, collate, stretch
 from vmp.data.decode import VideoReader
+from vmp.data.frame_index import TookTooLongError
 from vmp.data.records import VideoRecord
 from vmp.data.sampling import RandomClip, SpacedClips
 from vmp.data.transforms import RandomCrop, ViewCrop
@@ -172,6 +173,20 @@ def test_the_views_of_a_video_share_one_reader_and_the_crops_of_a_clip_its_frame
     assert all(torch.equal(one, other) for one, other in zip(shared, fresh, strict=True))
     assert opened == [records[0].path, records[1].path]
     assert len(read) == 4  # 2 videos of 2 clips, each of 3 crops
+
+
+def test_a_file_that_takes_too_long_costs_its_time_once_not_for_each_view(records):
+    dataset = eval_set(records)
+    opened = []
+
+    def open_video(path):
+        opened.append(path)
+        raise TookTooLongError(path, "took more than 120 s")
+
+    dataset.open_video = open_video
+    reasons = [failure.reason for item in range(12) for failure in dataset[0, item].failures]
+    assert reasons == ["took more than 120 s"] * 12
+    assert opened == [records[0].path, records[1].path]
 
 
 def test_what_a_stalled_decoder_still_uses_is_not_used_again(records):

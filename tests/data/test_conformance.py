@@ -1,6 +1,6 @@
 """Every backend gives the frames of a sequential decode, or says that it can't."""
 
-import importlib
+import json
 import os
 import shutil
 import sys
@@ -8,11 +8,13 @@ import tarfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import av
 import numpy as np
 import pytest
+import torch
 from av.codec.codec import UnknownCodecError
 
-from tests.data.conformance import compare
+from tests.data.conformance import compare, is_installed
 from tests.data.conftest import number_in
 from tests.data.odd_videos import H264, MPEG4, NO_VIDEOS, ODD_VIDEOS, VP9, cut, damaged, encode
 from vmp.data import backends
@@ -76,14 +78,6 @@ def installed_backends():
 @pytest.fixture
 def decord():
     return pytest.importorskip("decord")
-
-
-def is_installed(name):
-    try:
-        library = importlib.import_module({"pyav": "av"}.get(name, name))
-    except (ImportError, RuntimeError):
-        return False
-    return getattr(library, "ffmpeg_major_version", "own") is not None
 
 
 @pytest.mark.parametrize("name", ODD_VIDEOS)
@@ -248,6 +242,114 @@ def test_decord_keeps_nothing_of_a_closed_file(decord, odd_video):
     assert resident() - before < 8 * 2**20
 
 
+# --------------------------------------------------------------------------- torchcodec
+class StandIn:
+    """What `TorchCodec` relies on of torchcodec's decoder, done with PyAV.
+
+    Frames come upright, are found by the time stamps of the mapping, and carry their own.
+    """
+
+    late = 0  # frames by which its time stamps are later than PyAV's
+    opened = []
+
+    def __init__(self, source, *, stream_index, transforms, custom_frame_mappings, **options):
+        assert options == {"dimension_order": "NHWC", "num_ffmpeg_threads": 1, "device": "cpu"}
+        self.mapping = json.loads(custom_frame_mappings)["frames"]
+        self.asked = []
+        self.opened.append(self)
+        with av.open(source) as container:
+            stream = container.streams[stream_index]
+            known = [frame for frame in container.decode(stream)]
+        stamps = [frame.pts for frame in known]
+        self.frames = list(zip(stamps[self.late :], known, strict=False))
+        self.base = float(stream.time_base)
+        self.size = transforms[0] if transforms else None
+
+    def get_frame_at(self, number):
+        self.asked.append(number)
+        due = self.mapping[number]["pts"]
+        stamp, frame = next((pair for pair in self.frames if pair[0] >= due), (None, None))
+        if frame is None:
+            raise RuntimeError("no more frames")
+        turns = round(frame.rotation / 90)
+        height, width = self.size or (None, None)
+        if turns % 2:
+            height, width = width, height
+        picture = frame.reformat(width, height, "rgb24").to_ndarray()
+        data = torch.from_numpy(np.rot90(picture, turns).copy())
+        return SimpleNamespace(pts_seconds=stamp * self.base, data=data)
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """torchcodec as it is used here, whether it is installed or not."""
+    library = ModuleType("torchcodec")
+    library.ffmpeg_major_version = 8
+    library.decoders = SimpleNamespace(VideoDecoder=StandIn)
+    transforms = ModuleType("torchcodec.transforms")
+    transforms.Resize = tuple
+    monkeypatch.setitem(sys.modules, "torchcodec", library)
+    monkeypatch.setitem(sys.modules, "torchcodec.transforms", transforms)
+    monkeypatch.setattr(StandIn, "opened", [])
+    return library
+
+
+@pytest.mark.parametrize(
+    "name", ["h264_open_gop.mkv", "rotated_90.mp4", "two_videos.mp4", "cover_first.mp4"]
+)
+def test_torchcodec_is_told_the_frames_of_the_index(name, stand_in, odd_video):
+    path = odd_video(name)
+    wanted = [30, 3, 3, 17]
+    exact = VideoReader(path)
+    reader = VideoReader(path, "torchcodec")
+    np.testing.assert_array_equal(reader.read(wanted), exact.read(wanted))
+    assert reader.read(wanted, short_side=24).shape == exact.read(wanted, short_side=24).shape
+    *_, decoder = StandIn.opened
+    assert [frame["pts"] for frame in decoder.mapping] == exact.index.stamps.tolist()
+    keys = [number for number, frame in enumerate(decoder.mapping) if frame["key_frame"]]
+    assert keys == exact.index.keys.tolist()
+    assert decoder.asked == [3, 17, 30]
+
+
+@pytest.mark.parametrize("name", ["mpeg4_b_frames.avi", "mpeg4.avi", "h264_intra_refresh.mp4"])
+def test_torchcodec_decodes_from_the_start_what_it_can_not_seek(name, stand_in, odd_video):
+    path = odd_video(name)
+    reader = VideoReader(path, "torchcodec")
+    assert number_in(reader.read([9])[0]) == 9
+    first, second = StandIn.opened  # one to see how the file begins
+    assert second.asked == list(range(10))
+    assert [frame["key_frame"] for frame in second.mapping] == [1] + [0] * 30
+
+
+def test_a_torchcodec_that_stamps_frames_otherwise_is_found_out(stand_in, odd_video, monkeypatch):
+    path = odd_video("h264_b_frames.mp4")
+    monkeypatch.setattr(StandIn, "late", 1)
+    for _ in range(2):  # it is no better the second time
+        with pytest.raises(DecodeError, match="stamps frame 0 otherwise"):
+            VideoReader(path, "torchcodec").read([4])
+    monkeypatch.setattr(StandIn, "late", 0)
+    monkeypatch.setattr(StandIn, "get_frame_at", lambda *_: {}["nothing"])
+    with pytest.raises(DecodeError, match="can't be read with torchcodec: 'nothing'; use DATA"):
+        VideoReader(path, "torchcodec").read([4])
+
+
+def test_a_torchcodec_that_begins_with_another_frame_is_found_out(stand_in, odd_video):
+    path = odd_video("h264_b_frames.mp4")
+    reader = VideoReader(path, "torchcodec")
+    reader._backend.index = reader.index._replace(
+        stamps=reader.index.stamps[1:], num_frames=30, keys=reader.index.keys[1:] - 1
+    )
+    for _ in range(2):
+        with pytest.raises(DecodeError, match="begins with another frame"):
+            reader.read([4])
+
+
+@pytest.mark.parametrize("name", ["h264_raw.h264", "joined.ts"])
+def test_torchcodec_refuses_frames_without_time_stamps(name, stand_in, odd_video):
+    with pytest.raises(DecodeError, match="no time stamps; use DATA.DECODING_BACKEND pyav"):
+        VideoReader(odd_video(name), "torchcodec")
+
+
 # --------------------------------------------------------------------------- not installed
 @pytest.mark.parametrize(
     ("name", "way_out"),
@@ -259,13 +361,7 @@ def test_a_library_that_is_missing_is_named(name, way_out, odd_video, monkeypatc
         VideoReader(odd_video("mpeg4.avi"), name)
 
 
-def test_torchcodec_without_ffmpeg_says_what_to_install(odd_video, monkeypatch):
-    module = ModuleType("torchcodec")
-    module.ffmpeg_major_version = None
-    module.decoders = SimpleNamespace()
-    monkeypatch.setitem(sys.modules, "torchcodec", module)
-    transforms = ModuleType("torchcodec.transforms")
-    transforms.Resize = object
-    monkeypatch.setitem(sys.modules, "torchcodec.transforms", transforms)
+def test_torchcodec_without_ffmpeg_says_what_to_install(stand_in, odd_video):
+    stand_in.ffmpeg_major_version = None
     with pytest.raises(ValueError, match="apt install ffmpeg"):
         VideoReader(odd_video("mpeg4.avi"), "torchcodec")

@@ -3,13 +3,15 @@ import os
 import pickle
 import shutil
 import time
+from fractions import Fraction
+from unittest.mock import Mock
 
 import av
 import numpy as np
 import pytest
 
 from vmp.data import backends, frame_index
-from vmp.data.archive import DecodeError
+from vmp.data.archive import DecodeError, Source
 from vmp.data.decode import VideoReader, scaled_size
 
 CODECS = {
@@ -145,10 +147,83 @@ def test_an_index_is_kept_on_the_disk_and_made_anew_if_damaged(tmp_path, make_vi
         moved = forget_and_find(shutil.copy(path, tmp_path / "moved.mp4"))
     for index in (again, moved):
         assert all(np.array_equal(a, b) for a, b in zip(index, made, strict=True))
-    for damage in (stored.read_bytes()[:-8], b"", b"no array"):
+    whole = stored.read_bytes()
+    flipped = [bytearray(whole) for _ in range(200)]
+    for place, damaged in enumerate(flipped):
+        damaged[len(whole) * place // 200] ^= 1 << place % 8
+    for damage in (whole[:-8], b"", b"no array", *map(bytes, flipped)):
         stored.write_bytes(damage)
-        assert forget_and_find(path).stamps.tolist() == made.stamps.tolist()
+        again = forget_and_find(path)
+        assert all(np.array_equal(a, b) for a, b in zip(again, made, strict=True))
     assert frame_index._load(stored) is not None
+
+
+def test_a_file_that_was_mended_is_scanned_again(tmp_path, make_video, monkeypatch):
+    monkeypatch.setattr(frame_index, "_STORED_FROM", 10)
+    options = {"g": "6", "crf": "1"}
+    path = make_video(tmp_path / "x.mkv", 400, size=(240, 320), options=options)
+    whole = path.read_bytes()
+    hole = slice(len(whole) * 6 // 10, len(whole) * 7 // 10)
+    path.write_bytes(whole[: hole.start] + bytes(hole.stop - hole.start) + whole[hole.stop :])
+    folder = tmp_path / "indexes"
+    assert dict(frame_index.scan_all([str(path)], folder, 1))[str(path)].num_frames < 400
+    path.write_bytes(whole)
+    frame_index._indexes.clear()
+    assert frame_index.find_index(path, folder).num_frames == 400
+    # where the parts that are compared do not tell, the time does: not for a copy, but for a scan
+    stored = sorted(folder.iterdir())
+    assert len(stored) == 2
+    os.utime(path, ns=(1, 1))
+    make = Mock(side_effect=frame_index.make_index)
+    monkeypatch.setattr(frame_index, "make_index", make)
+    for unchanged, made in ((False, 0), (True, 1)):
+        frame_index._indexes.clear()
+        frame_index.find_index(path, folder, unchanged=unchanged)
+        assert make.call_count == made
+
+
+def test_what_goes_wrong_with_a_file_is_a_decode_error_whatever_it_is(
+    tmp_path, make_video, monkeypatch
+):
+    path = make_video(tmp_path / "x.mp4", 8)
+    for error in (PermissionError(13, "Permission denied"), MemoryError()):
+        monkeypatch.setattr(Source, "fingerprint", Mock(side_effect=error))
+        with pytest.raises(DecodeError, match=r"Permission denied|no memory"):
+            frame_index.find_index(path, tmp_path / "indexes")
+
+
+def test_a_strip_is_not_scaled_to_gigabytes(tmp_path, make_video):
+    path = make_video(tmp_path / "x.avi", 3, size=(16, 4096), codec="mpeg4", options={"g": "6"})
+    reader = VideoReader(path)
+    assert reader.read([1]).shape == (1, 16, 4096, 3)
+    with pytest.raises(DecodeError, match="4096 x 16: one side is over 16 times the other"):
+        reader.read([1], short_side=256)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ffconcat version 1.0\nfile x.mp4\n", "#EXTM3U\n#EXTINF:1,\nx.mp4\n#EXT-X-ENDLIST\n"],
+)
+def test_a_playlist_does_not_open_other_files(text, tmp_path, make_video):
+    make_video(tmp_path / "x.mp4", 8)
+    (tmp_path / "list.mp4").write_text(text)
+    with pytest.raises(DecodeError, match=r"playlist|Invalid data"):
+        VideoReader(tmp_path / "list.mp4")
+
+
+@pytest.mark.parametrize(("named", "shown"), [(25, 50), (240, 24), (25, 25)])
+def test_the_frame_rate_is_that_of_the_frames_not_of_the_header(named, shown, tmp_path):
+    path = tmp_path / "x.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=named)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1200)
+        for number in range(30):
+            frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = number * 1200 // shown, Fraction(1, 1200)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert VideoReader(path).fps == pytest.approx(shown, rel=0.01)
 
 
 def test_a_folder_that_cannot_be_written_to_costs_a_scan_not_the_read(

@@ -88,6 +88,8 @@ def test_a_quarantine_marks_records_by_id_and_keeps_an_older_reason(tmp_path):
         "quarantined: took more than 120 s",
         "absent",
     ]
+    path.write_bytes("\ufeffc\r\n".encode())
+    assert read_quarantine(path) == {"c": ""}
     with pytest.raises(ValueError, match=r"DATA.QUARANTINE .*missing.* can't be read"):
         read_quarantine(tmp_path / "missing")
 
@@ -130,3 +132,11 @@ def test_what_is_not_excluded_becomes_a_clip_and_equal_names_share_one(
     assert [path.name for path in (tmp_path / "out" / "clips").iterdir()] == ["x.mp4"]
     with VideoReader(tmp_path / "out" / "clips" / "x.mp4") as clip:
         assert [read_number(frame) for frame in clip.read(range(6))] == [3, 4, 5, 6, 7, 8]
+
+
+def test_it_is_said_how_many_records_a_quarantine_names(caplog):
+    with caplog.at_level("INFO"):
+        assert quarantine(RECORDS, {"b_3 unreadable": ""}) == RECORDS
+        quarantine(RECORDS, {"b_3": "unreadable", "elsewhere": ""})
+    assert "names 0 of these 3 records" in caplog.text
+    assert "names 1 of these 3 records" in caplog.text

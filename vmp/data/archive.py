@@ -43,6 +43,7 @@ _SCATTERED = -1
 _TAR_BLOCK = 512
 # Bytes at both ends of a video that, with its size, tell it from others.
 _FINGERPRINT_BYTES = 65536
+_FINGERPRINT_PARTS = 64
 _MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 _WHY_NOT_COMPRESSED = "compressed, so no member can be read alone; make an uncompressed .tar of it"
 
@@ -110,13 +111,18 @@ class Source(NamedTuple):
         return cast(BinaryIO, io.BufferedReader(_Part(self.file, self.offset, self.size)))
 
     def fingerprint(self) -> str:
-        """Return what tells these bytes from others, wherever they lie: how many, and both ends.
+        """Return what tells these bytes from others, wherever they lie: how many, and some of them.
+
+        These are both ends and small parts in between, not everything: a file may have many GB.
 
         Raises:
             OSError: they can't be read.
         """
         with self.open() as file:
             digest = hashlib.sha256(str(self.size).encode() + file.read(_FINGERPRINT_BYTES))
+            for part in range(1, _FINGERPRINT_PARTS):
+                file.seek(self.size * part // _FINGERPRINT_PARTS)
+                digest.update(file.read(4096))
             file.seek(max(self.size - _FINGERPRINT_BYTES, 0))
             digest.update(file.read(_FINGERPRINT_BYTES))
         return digest.hexdigest()[:32]

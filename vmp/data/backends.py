@@ -240,7 +240,8 @@ def _to_rgb(scaler: VideoReformatter, frame: VideoFrame, out: Frames) -> None:
         width=width,
         height=height,
         format="gbrp" if scaled else "rgb24",
-        # both average over what falls into a pixel, by a box or a triangle; the box reads half as much
+        # both average over what falls into a pixel, by a box or a triangle; the box reads half as
+        # much
         interpolation="AREA" if frame.height >= 2 * height else "BILINEAR",
         **SCALER_THREADS,
     )
@@ -465,6 +466,8 @@ class Decord:
         if self._opened is not None and self._opened[0] == size:
             return self._opened[1]
         decord = _import_decord()
+        if self._opened is None:
+            self._check_header()
         height, width = size[::-1] if self.index.quarter_turns % 2 else size
         reader = decord.VideoReader(
             self.source.url or self.source.open(),
@@ -478,6 +481,15 @@ class Decord:
             self._check(reader)
         self._opened = size, reader
         return reader
+
+    def _check_header(self) -> None:
+        """Raise DecodeError if the header claims so many frames that decord ends the process."""
+        with opened(self.source) as (container, stream):
+            seconds = (container.duration or 0) / av.time_base
+            claimed = max(stream.frames, int(seconds * (stream.average_rate or 0)))
+        if claimed > 10 * self.index.num_frames + 10_000:
+            reason = f"its header claims {claimed} frames, {self.index.num_frames} decode"
+            raise _not_with("decord", self.source, reason)
 
     def _check(self, reader: Any) -> None:
         """Raise DecodeError unless decord and the index agree about the file."""

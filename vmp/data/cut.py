@@ -1,20 +1,20 @@
 """A stretch of a long video as a file of its own, exact to the frame and encoded once."""
 
 import json
-import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import av
-import numpy as np
-import numpy.typing as npt
 
 from vmp.data.archive import DecodeError, locate
+from vmp.data.backends import Frames
 from vmp.data.decode import VideoReader
+from vmp.data.frame_index import describe_death
 from vmp.utils.files import write_atomically
+from vmp.utils.processes import Died, work_through
 
 # The loss of the second encoding is then hard to see.
 CRF = 16
@@ -23,8 +23,6 @@ KEY_FRAME_DISTANCE = 30
 # Frames are held by so many bytes at a time, never a whole clip.
 CHUNK_BYTES = 64 * 2**20
 ENCODER = "libx264"
-
-Frames = npt.NDArray[np.uint8]
 
 
 class Clip(NamedTuple):
@@ -97,18 +95,14 @@ def cut_all(
         ValueError: this PyAV can't encode H.264.
         OSError: no room, or no permission.
     """
+    work = partial(_cut_or_error, index_dir=index_dir)
     if workers <= 1:
-        for clip in clips:
-            yield clip, _cut_or_error(clip, index_dir)
+        yield from ((clip, work(clip)) for clip in clips)
         return
-    context = multiprocessing.get_context("spawn")  # the parent may have threads
-    pool = ProcessPoolExecutor(workers, mp_context=context)
-    try:
-        waiting = {pool.submit(_cut_or_error, clip, index_dir): clip for clip in clips}
-        for done in as_completed(waiting):
-            yield waiting[done], done.result()
-    finally:
-        pool.shutdown(cancel_futures=True)  # a full disk should not be tried again by each clip
+    for clip, made in work_through(clips, work, workers, preload=__name__):
+        if isinstance(made, Died):
+            made = DecodeError(clip.source, describe_death(made))
+        yield clip, made
 
 
 def _cut_or_error(clip: Clip, index_dir: str | Path | None) -> int | DecodeError:

@@ -5,14 +5,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
 
 import numpy as np
 
 from vmp.data.archive import DecodeError, Source, locate
 from vmp.data.backends import Backend, Decord, Frames, PyAV, TorchCodec
-from vmp.data.frame_index import Deadline, FrameIndex, index_of
-from vmp.utils.threads import run_in_time
+from vmp.data.frame_index import FrameIndex, TookTooLongError, find_index, in_time
 
 BACKENDS: dict[str, Callable[[Source, FrameIndex], Backend]] = {
     "pyav": PyAV,
@@ -21,12 +19,9 @@ BACKENDS: dict[str, Callable[[Source, FrameIndex], Backend]] = {
 }
 # Seconds that indexing a file, or reading a clip, may take.
 TIMEOUT = 120.0
-
-T = TypeVar("T")
-
-
-class StalledError(DecodeError):
-    """A decoder that never came back."""
+# Times the short side that the long one may be, where frames are scaled: a strip of 65520 x 2
+# pixels would become gigabytes.
+LONGEST_SIDE = 16
 
 
 class VideoReader:
@@ -68,11 +63,10 @@ class VideoReader:
             )
         self.path = os.fspath(path)
         self.timeout = timeout
-        source = locate(self.path)
-        self.index = _in_time(
-            lambda deadline: index_of(source, index_dir, deadline), self.path, timeout
+        self.index = find_index(self.path, index_dir, seconds=timeout)
+        self._make_backend: Callable[[], Backend] = partial(
+            BACKENDS[backend], locate(self.path), self.index
         )
-        self._make_backend: Callable[[], Backend] = partial(BACKENDS[backend], source, self.index)
         self._backend = self._make_backend()
         self.fps = self.index.fps
         size = self.index.height, self.index.width
@@ -111,7 +105,7 @@ class VideoReader:
         Raises:
             IndexError: a number is negative or past the last frame.
             ValueError: no indices, or a short side below 1.
-            DecodeError: a frame does not decode, or not in time.
+            DecodeError: a frame does not decode, or not in time, or is too long a strip to scale.
         """
         numbers = np.asarray([int(number) for number in indices], dtype=np.int64)
         if numbers.size == 0:
@@ -122,14 +116,19 @@ class VideoReader:
                 f"{len(self)} decode (0 to {len(self) - 1})"
             )
         size = scaled_size(self.index.height, self.index.width, short_side)
+        if short_side is not None and max(size) > LONGEST_SIDE * min(size):
+            shape = f"{self.index.width} x {self.index.height}"
+            raise DecodeError(
+                self.path, f"frames of {shape}: one side is over {LONGEST_SIDE} times the other"
+            )
         wanted, places = np.unique(numbers, return_inverse=True)
         try:
-            frames = _in_time(
+            frames = in_time(
                 lambda deadline: self._backend.read(wanted.tolist(), size, deadline),
                 self.path,
                 self.timeout,
             )
-        except StalledError:
+        except TookTooLongError:
             self._backend = self._make_backend()  # the thread left behind has the other one
             raise
         if len(wanted) < len(numbers) or (places[:-1] > places[1:]).any():
@@ -152,15 +151,3 @@ def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, i
     if height <= width:
         return short_side, width * short_side // height
     return height * short_side // width, short_side
-
-
-def _in_time(work: Callable[[Deadline], T], path: str, seconds: float) -> T:
-    """Return what `work` does; a decoder that never comes back is left.
-
-    The decoders check the deadline between packets, so that they end by themselves if they can.
-    """
-    deadline = Deadline(seconds)
-    try:
-        return run_in_time(lambda: work(deadline), seconds + 1.0)
-    except TimeoutError as error:
-        raise StalledError(path, f"the decoder stalls: no answer in {seconds:g} s") from error

@@ -7,16 +7,12 @@ was. Nothing is judged here: that is for `vmp.data.audit`, which needs nothing b
 import json
 import logging
 import math
-import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -29,8 +25,9 @@ from vmp.data.archive import DecodeError, Source, locate
 from vmp.data.backends import Frames
 from vmp.data.clips import OpenVideo, stretch
 from vmp.data.decode import VideoReader
-from vmp.data.frame_index import Deadline, FrameIndex, label_frames, opened
+from vmp.data.frame_index import Deadline, FrameIndex, describe_death, label_frames, opened
 from vmp.data.records import VideoRecord
+from vmp.utils.processes import Died, work_through
 
 # Where frames of a stretch are compared, shares of its length: unevenly spaced, or what repeats
 # itself could look still.
@@ -312,19 +309,8 @@ def _is_readable(reader: VideoReader, first: int, last: int) -> bool:
 
 
 # --------------------------------------------------------------------------- many videos
-class _Worker(NamedTuple):
-    """A process that looks at one video at a time, and our end of the pipe to it."""
-
-    pipe: Connection
-    process: BaseProcess
-
-
 def examine_all(jobs: Iterable[Job], examine: Examine, workers: int) -> Iterator[VideoFacts]:
-    """Look at many videos in parallel processes.
-
-    A process has one video at a time, so nothing piles up, and one that dies over a video (a
-    decoder that crashes, no memory left) tells which: it becomes that video's error, and another
-    process goes on.
+    """Look at many videos in parallel processes; one over which its process dies is named.
 
     Args:
         jobs: asked for one by one, when a process is free.
@@ -334,81 +320,17 @@ def examine_all(jobs: Iterable[Job], examine: Examine, workers: int) -> Iterator
     Yields:
         What was seen, in the order in which it is ready.
     """
-    context = multiprocessing.get_context("forkserver")  # the parent may have threads
-    context.set_forkserver_preload([__name__])
-    waiting = iter(jobs)
-    idle: list[_Worker] = []
-    busy: dict[Any, tuple[_Worker, Job]] = {}  # by pipe
-    try:
-        while True:
-            for job in islice(waiting, workers - len(busy)):
-                worker = idle.pop() if idle else _start(context, examine)
-                busy[worker.pipe] = worker, job
-                worker.pipe.send(job)
-            if not busy:
-                return
-            for pipe in wait(list(busy)):
-                worker, job = busy[pipe]
-                facts = _answer(worker, job)
-                del busy[pipe]
-                if worker.process.is_alive():
-                    idle.append(worker)
-                yield facts
-    finally:
-        for worker in [*idle, *(worker for worker, _ in busy.values())]:
-            worker.process.kill()  # it holds nothing that could be lost
+    work = partial(_examine_quietly, examine=examine)
+    for job, facts in work_through(jobs, work, workers, preload=__name__):
+        if isinstance(facts, Died):  # not for good, as nothing was seen
+            facts = VideoFacts(job.path, state=_state_of(job.path), error=describe_death(facts))
+        yield facts
 
 
-def _start(context: Any, examine: Examine) -> _Worker:
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, examine), daemon=True)
-    process.start()
-    there.close()  # or its end would not be noticed
-    return _Worker(here, process)
-
-
-def _serve(pipe: Connection, examine: Examine) -> None:
-    """Answer each job with what was seen, or with the exception that is our own fault.
-
-    What the loader would warn of is among what is seen.
-    """
+def _examine_quietly(job: Job, examine: Examine) -> VideoFacts:
+    """Look at a video; what the loader would warn of is among what is seen."""
     logging.getLogger("vmp").setLevel(logging.ERROR)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
-    with suppress(EOFError, OSError):  # the parent is gone
-        while True:
-            pipe.send(_facts_or_error(pipe.recv(), examine))
-
-
-def _facts_or_error(job: Job, examine: Examine) -> VideoFacts | Exception:
-    try:
-        return examine(job)
-    except Exception as error:
-        return error
-
-
-def _answer(worker: _Worker, job: Job) -> VideoFacts:
-    try:
-        answer = worker.pipe.recv()
-    except (EOFError, ConnectionResetError):
-        worker.process.join()
-        return _crashed(job, worker.process.exitcode or 0)
-    if isinstance(answer, Exception):
-        raise answer
-    assert isinstance(answer, VideoFacts)
-    return answer
-
-
-def _crashed(job: Job, status: int) -> VideoFacts:
-    """Blame a video for the death of the process that read it; not for good, as nothing was seen.
-
-    Raises:
-        RuntimeError: no signal has killed it: it is no fault of the video.
-    """
-    if status >= 0:
-        raise RuntimeError(f"the process that read {job.path} ended with status {status}")
-    name = signal.Signals(-status).name
-    reason = f"the process that read it died ({name}): the decoder crashes, or no memory was left"
-    return VideoFacts(job.path, state=_state_of(job.path), error=reason)
+    return examine(job)
 
 
 # --------------------------------------------------------------------------- the journal

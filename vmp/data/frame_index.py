@@ -8,17 +8,16 @@ its frames are those before the first error.
 """
 
 import logging
-import multiprocessing
 import os
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import av
 import numpy as np
@@ -31,11 +30,19 @@ from av.video.stream import VideoStream
 
 from vmp.data.archive import DecodeError, Source, locate
 from vmp.utils.files import write_atomically
+from vmp.utils.processes import Died, work_through
+from vmp.utils.threads import run_in_time
 
 logger = logging.getLogger(__name__)
 
 # Largest frame that is decoded: 8K UHD. A broken header can ask for any amount of memory.
 MAX_PIXELS = 7680 * 4320
+# Containers, by FFmpeg's names: those that hold pictures themselves. Playlists, which make FFmpeg
+# open other files, are not among them.
+_FORMATS = (
+    "apng,asf,av1,avi,dv,flv,gif,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp4,mpeg,mpegts,mpegvideo,"
+    "mxf,nut,obu,ogg,rm,vc1,webm,wtv,yuv4mpegpipe"
+)
 # Containers that give every packet of these codecs its own time stamp and can seek by it, one
 # packet a frame. VP8 is not among them: its packets may hold frames that are never shown.
 _INDEXED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
@@ -53,6 +60,8 @@ SCALER_THREADS: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")
 
 Numbers = npt.NDArray[np.int64]
 _UNKNOWN = -(2**62)
+_FPS_DENOMINATOR = 1_000_000
+T = TypeVar("T")
 
 
 class FrameIndex(NamedTuple):
@@ -60,7 +69,7 @@ class FrameIndex(NamedTuple):
 
     Attributes:
         num_frames: at least 1.
-        fps: frames per second, on average.
+        fps: frames per second, on average, by the stamps where they tell.
         height: of the first frame as coded, before any rotation, pixels.
         width: likewise.
         quarter_turns: counter-clockwise turns by 90 degrees to show it upright.
@@ -68,7 +77,8 @@ class FrameIndex(NamedTuple):
             counted from the start of the file.
         time_base: seconds of a unit of the stamps.
         origin: stamp at which the file begins.
-        stamps: (num_frames,) ascending; (0,) where `label` is "".
+        stamps: (num_frames,) ascending; two may be the same where there are checksums. (0,) where
+            `label` is "".
         keys: frames from which decoding can start, ascending. The start of the file always can.
         checksums: of the pictures at `keys`, to know them again after a seek; (0,) where the
             container's own stamps are enough.
@@ -100,6 +110,10 @@ class FrameIndex(NamedTuple):
         return int(min(max(np.ceil(due * self.fps), 0), self.num_frames))
 
 
+class TookTooLongError(DecodeError):
+    """Time ran out; another try would only take as long again."""
+
+
 class Deadline:
     """A point in time after which decoding gives up.
 
@@ -112,9 +126,25 @@ class Deadline:
         self._end = time.monotonic() + seconds
 
     def check(self, path: str) -> None:
-        """Raise DecodeError if the time is over."""
+        """Raise TookTooLongError if the time is over."""
         if time.monotonic() > self._end:
-            raise DecodeError(path, f"took more than {self.seconds:g} s")
+            raise TookTooLongError(path, f"took more than {self.seconds:g} s")
+
+
+def in_time(work: Callable[[Deadline], T], path: str, seconds: float) -> T:
+    """Return what `work` does; a decoder that never comes back is left.
+
+    The decoders check the deadline between packets, so that they end by themselves if they can.
+
+    Raises:
+        TookTooLongError: the time is over.
+    """
+    deadline = Deadline(seconds)
+    try:
+        return run_in_time(lambda: work(deadline), seconds + 1.0)
+    except TimeoutError as error:
+        reason = f"the decoder stalls: no answer in {seconds:g} s"
+        raise TookTooLongError(path, reason) from error
 
 
 # --------------------------------------------------------------------------- finding an index
@@ -122,7 +152,11 @@ _indexes: "OrderedDict[tuple[Any, ...], FrameIndex]" = OrderedDict()
 
 
 def find_index(
-    path: str | os.PathLike[str], index_dir: str | Path | None = None, *, seconds: float = 3600.0
+    path: str | os.PathLike[str],
+    index_dir: str | Path | None = None,
+    *,
+    seconds: float = 3600.0,
+    unchanged: bool = False,
 ) -> FrameIndex:
     """Return the index of a video, from memory, from the disk, or made now.
 
@@ -131,22 +165,20 @@ def find_index(
         index_dir: folder that keeps the indexes of long videos; None keeps none. One that can't
             be written to is only read.
         seconds: longest time to make it.
+        unchanged: take one from the disk only if the file was not written to since. Else a copy
+            of the file will do, wherever it lies: its content is what is compared, in parts.
 
     Raises:
-        DecodeError: it is missing, is no video, or not one frame decodes.
+        DecodeError: it is missing, is no video, not one frame decodes, or the time is over.
     """
     source = locate(os.fspath(path))
-    return index_of(source, index_dir, Deadline(seconds))
-
-
-def index_of(source: Source, index_dir: str | Path | None, deadline: Deadline) -> FrameIndex:
-    """Return the index of the video at `source`, as `find_index`."""
-    key = (source.path, source.offset, source.size, _modified(source))
-    if key in _indexes:
-        _indexes.move_to_end(key)
-        return _indexes[key]
-    index = _read_or_make(source, index_dir, deadline)
-    _indexes[key] = index
+    with as_decode_errors(source.path):
+        key = (source.path, source.offset, source.size, _modified(source))
+        if key not in _indexes:
+            work = partial(_read_or_make, source, index_dir, unchanged=unchanged)
+            _indexes[key] = in_time(work, source.path, seconds)
+    _indexes.move_to_end(key)
+    index = _indexes[key]
     if len(_indexes) > _CACHED:
         _indexes.popitem(last=False)
     return index
@@ -157,59 +189,70 @@ def scan_all(
 ) -> Iterator[tuple[str, FrameIndex | DecodeError]]:
     """Index many videos in parallel processes, and keep the indexes in `index_dir`.
 
-    What is there from an earlier, interrupted call is not done again.
+    What is there from an earlier, interrupted call is not done again, unless the file was written
+    to since. A video over which the process dies is told as an error.
+
+    Args:
+        paths: the videos.
+        index_dir: as in `find_index`.
+        workers: processes; 1 or less: this one.
 
     Yields:
         (path, its index or what is wrong with it), in the order they are ready.
     """
+    work = partial(_index_or_error, index_dir=index_dir)
     if workers <= 1:
-        for path in paths:
-            yield path, _index_or_error(path, index_dir)
+        yield from ((path, work(path)) for path in paths)
         return
-    context = multiprocessing.get_context("spawn")  # the parent may have threads
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        waiting = {pool.submit(_index_or_error, path, index_dir): path for path in paths}
-        for done in as_completed(waiting):
-            yield waiting[done], done.result()
+    for path, found in work_through(paths, work, workers, preload=__name__):
+        yield path, DecodeError(path, describe_death(found)) if isinstance(found, Died) else found
 
 
 def _index_or_error(path: str, index_dir: str | Path | None) -> FrameIndex | DecodeError:
     try:
-        return find_index(path, index_dir)
+        return find_index(path, index_dir, unchanged=True)
     except DecodeError as error:
         return error
 
 
+def describe_death(died: Died) -> str:
+    """Return why a video can't be used over which a process died."""
+    return (
+        f"the process that read it died ({died.signal}): the decoder crashes, or no memory was left"
+    )
+
+
 def _modified(source: Source) -> int:
-    try:
-        return os.stat(source.file).st_mtime_ns
-    except OSError as error:
-        raise DecodeError(source.path, error.strerror or str(error)) from error
+    return os.stat(source.file).st_mtime_ns
 
 
-def _read_or_make(source: Source, index_dir: str | Path | None, deadline: Deadline) -> FrameIndex:
+def _read_or_make(
+    source: Source, index_dir: str | Path | None, deadline: Deadline, *, unchanged: bool
+) -> FrameIndex:
     if index_dir is None:
         return make_index(source, deadline)
-    stored = Path(index_dir, f"{source.fingerprint()}.npy")
-    index = _load(stored)
+    stored, modified = Path(index_dir, f"{source.fingerprint()}.npy"), _modified(source)
+    index = _load(stored, modified if unchanged else None)
     if index is None:
         index = make_index(source, deadline)
         if index.num_frames >= _STORED_FROM:
-            _store(stored, index)
+            _store(stored, index, modified)
             index = _load(stored) or index  # mapped from now on, not held in memory
     return index
 
 
-# On the disk an index is one array of integers, so that it can be mapped: version, scalars, then
-# the three arrays.
+# On the disk an index is one array of integers, so that it can be mapped: a checksum of all that
+# follows, the version, scalars, then the three arrays.
 _VERSION = 1
 _LABELS = ("", "pts", "dts")
+_HEAD = 16
 
 
-def _store(path: Path, index: FrameIndex) -> None:
-    fps = Fraction(index.fps).limit_denominator(1_000_000)
+def _store(path: Path, index: FrameIndex, modified: int) -> None:
+    fps = Fraction(index.fps).limit_denominator(_FPS_DENOMINATOR)
     scalars = [
         _VERSION,
+        modified,
         len(index.stamps),
         len(index.keys),
         len(index.checksums),
@@ -226,32 +269,36 @@ def _store(path: Path, index: FrameIndex) -> None:
     ]
     head = np.array(scalars, dtype=np.int64)
     flat = np.concatenate([head, index.stamps, index.keys, index.checksums])
+    whole = np.concatenate([[zlib.crc32(flat.data)], flat]).astype(np.int64)
     try:
-        write_atomically(path, lambda file: np.save(file, flat, allow_pickle=False))
+        write_atomically(path, lambda file: np.save(file, whole, allow_pickle=False))
     except OSError as error:
         logger.warning("%s can't be written (%s); each process scans again", path, error)
 
 
-def _load(path: Path) -> FrameIndex | None:
+def _load(path: Path, modified: int | None = None) -> FrameIndex | None:
+    """Read an index; None if it is not there, damaged, or of another state of the file."""
     try:
         flat: Numbers = np.load(path, mmap_mode="r", allow_pickle=False)
-        head = [int(value) for value in flat[:14]]
-        lengths = head[1:4]
-        if flat.dtype != np.int64 or head[0] != _VERSION or len(flat) != 14 + sum(lengths):
+        if flat.dtype != np.int64 or flat.ndim != 1 or len(flat) < _HEAD:
             return None
-        ends = 14 + np.cumsum(lengths)
-        stamps, keys, checksums = np.split(flat[14:], ends[:2] - 14)
-    except (OSError, ValueError, IndexError, EOFError):
+        if int(flat[0]) != zlib.crc32(flat[1:].data) or int(flat[1]) != _VERSION:
+            return None
+    except Exception:  # what a damaged file makes of numpy's reader has no common type
         return None
+    if modified is not None and int(flat[2]) != modified:
+        return None
+    num_frames, numerator, denominator, height, width, turns, label, *time = flat[6:_HEAD].tolist()
+    stamps, keys, checksums, _ = np.split(flat[_HEAD:], np.cumsum(flat[3:6]))
     return FrameIndex(
-        num_frames=head[4],
-        fps=head[5] / head[6],
-        height=head[7],
-        width=head[8],
-        quarter_turns=head[9],
-        label=_LABELS[head[10]],
-        time_base=Fraction(head[11], head[12]),
-        origin=head[13],
+        num_frames=num_frames,
+        fps=numerator / denominator,
+        height=height,
+        width=width,
+        quarter_turns=turns,
+        label=_LABELS[label],
+        time_base=Fraction(time[0], time[1]),
+        origin=time[2],
         stamps=stamps,
         keys=np.array(keys),
         checksums=np.array(checksums),
@@ -337,9 +384,10 @@ def _confirm(
         return None
     if seen != stamps[np.searchsorted(stamps, last_key) :].tolist():
         return None
-    return _describe(path, container, stream, first)._replace(
+    index = _describe(path, container, stream, first)._replace(
         num_frames=len(stamps), label="pts", stamps=stamps, keys=np.searchsorted(stamps, keys)
     )
+    return index._replace(fps=_rate(index))
 
 
 def _from_frames(
@@ -369,13 +417,15 @@ def _from_frames(
         raise DecodeError(path, "not one frame decodes")
     index = _describe(path, container, stream, first)._replace(num_frames=len(pts))
     for label, stamps in (("pts", pts), ("dts", dts)):
-        if (np.diff(stamps) > 0).all() and _UNKNOWN not in stamps:
-            return index._replace(
+        # two frames may have one stamp where a container rounds them
+        if (np.diff(stamps) >= 0).all() and _UNKNOWN not in stamps:
+            index = index._replace(
                 label=label,
                 stamps=np.array(stamps, dtype=np.int64),
                 keys=np.array(keys, dtype=np.int64),
                 checksums=np.array(checksums, dtype=np.int64),
             )
+            return index._replace(fps=_rate(index))
     return index  # it can only be decoded from the start
 
 
@@ -391,7 +441,7 @@ def _describe(
     none = np.empty(0, dtype=np.int64)
     return FrameIndex(
         num_frames=0,
-        fps=float(rate),
+        fps=float(Fraction(rate).limit_denominator(_FPS_DENOMINATOR)),
         height=first.height,
         width=first.width,
         quarter_turns=round(first.rotation / 90) % 4,
@@ -402,6 +452,17 @@ def _describe(
         keys=none,
         checksums=none,
     )
+
+
+def _rate(index: FrameIndex) -> float:
+    """Return frames per second: the header's, unless the stamps tell another rate."""
+    seconds = float((index.stamps[-1] - index.stamps[0]) * index.time_base)
+    if index.label != "pts" or seconds <= 0:
+        return index.fps
+    rate = (len(index.stamps) - 1) / seconds
+    if abs(rate - index.fps) <= 0.01 * rate:  # one that is rounded, in milliseconds perhaps
+        return index.fps
+    return float(Fraction(rate).limit_denominator(_FPS_DENOMINATOR))
 
 
 def label_frames(frames: Iterable[VideoFrame], label: str) -> Iterator[tuple[int, VideoFrame]]:
@@ -444,8 +505,12 @@ def as_decode_errors(path: str) -> Iterator[None]:
     """Turn what PyAV raises into DecodeError."""
     try:
         yield
+    except av.ArgumentError as error:  # what FFmpeg says of a container that is not in the list
+        raise DecodeError(path, "no container of video, or a playlist") from error
     except (av.FFmpegError, OSError) as error:
         raise DecodeError(path, error.strerror or str(error)) from error
+    except MemoryError as error:
+        raise DecodeError(path, "no memory for its frames") from error
 
 
 def open_video(source: Source) -> tuple[InputContainer, VideoStream]:
@@ -459,7 +524,7 @@ def open_video(source: Source) -> tuple[InputContainer, VideoStream]:
     container = av.open(
         source.url or source.open(),
         metadata_errors="ignore",
-        options={"max_pixels": str(MAX_PIXELS)},
+        options={"max_pixels": str(MAX_PIXELS), "format_whitelist": _FORMATS},
     )
     assert isinstance(container, InputContainer)  # opened for reading
     # the cover of a song or film comes as a video stream too

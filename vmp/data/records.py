@@ -1,10 +1,13 @@
 """What a data set is: a list of records, and the names of its classes."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from vmp.utils.registry import Registry
+
+logger = logging.getLogger(__name__)
 
 # name(root: str, split: str, variant: str = "") -> list[VideoRecord]; split is "train" or "test",
 # variant is which of the official splits, "" for the data set's own default.
@@ -78,7 +81,8 @@ def read_quarantine(path: str | Path) -> dict[str, str]:
         ValueError: the file can't be read.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        # a mark that some editors begin a file with is no part of an id
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"DATA.QUARANTINE {path} can't be read: {error}") from error
     parted = (line.partition("\t") for line in lines if line.strip())
@@ -93,4 +97,6 @@ def quarantine(records: Sequence[VideoRecord], reasons: Mapping[str, str]) -> li
         if reason is not None and not record.excluded:
             record = record._replace(excluded=f"quarantined: {reason or 'no reason given'}")
         marked.append(record)
+    named = len(reasons.keys() & {record.id for record in records})
+    logger.info("DATA.QUARANTINE names %d of these %d records", named, len(records))
     return marked
