@@ -282,7 +282,7 @@ def find_videos(folder: Path) -> dict[str, str]:
     """Return name without ending -> path relative to `folder`, of the AVIs below it.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or two of one name.
     """
     paths = [
         path.relative_to(folder)
@@ -291,8 +291,14 @@ def find_videos(folder: Path) -> dict[str, str]:
     ]
     if not paths:
         raise ValueError(f"no .avi below {folder}; --videos must be the folder of the videos")
-    paths.sort(key=lambda path: (len(path.parts), path))
-    return {path.stem: path.as_posix() for path in reversed(paths)}
+    found = {path.stem: path.as_posix() for path in sorted(paths)}
+    twice = sorted(str(path) for path in paths if path.as_posix() != found[path.stem])
+    if twice:
+        raise ValueError(
+            f"{twice[0]} and {found[Path(twice[0]).stem]} have one name, and so have "
+            f"{len(twice) - 1} more below {folder}; keep one of each"
+        )
+    return found
 
 
 # --------------------------------------------------------------------------- the records
