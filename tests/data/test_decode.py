@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 
+from tests.data.conftest import picture
 from vmp.data import backends, frame_index
 from vmp.data.archive import DecodeError, Source
 from vmp.data.decode import VideoReader, scaled_size
@@ -368,3 +369,31 @@ def _open_files():
     if not folder.is_dir():
         pytest.skip("no /proc on this system")
     return folder.iterdir()
+
+
+def test_two_frames_of_one_time_stamp_are_two_and_found_without_decoding_all(
+    tmp_path, read_number, monkeypatch
+):
+    path = tmp_path / "x.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.options = {"g": "10", "crf": "10", "bf": "0"}
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number in range(60):
+            frame = av.VideoFrame.from_ndarray(picture(number, 48, 64), format="rgb24")
+            frame.pts, frame.time_base = 40 * number, Fraction(1, 1000)
+            for packet in stream.encode(frame):
+                if packet.pts == 40 * 33:  # as a container does that rounds
+                    packet.pts = packet.dts = 40 * 32
+                container.mux(packet)
+        container.mux(stream.encode(None))
+    reader = VideoReader(path)
+    assert len(reader) == 60
+    assert (reader.index.label, len(reader.index.keys)) == ("pts", 6)
+    seen = []
+    plain = backends.PyAV._at
+    monkeypatch.setattr(backends.PyAV, "_at", lambda *a: seen.append(a[1]) or plain(*a))
+    for wanted in ([31, 32, 33, 34], [33], [32], [59], [0, 33, 55]):
+        assert [read_number(frame) for frame in reader.read(wanted)] == wanted
+    assert seen == [3, 3, 3, 5, -1, 3, 5]

@@ -151,59 +151,89 @@ class PyAV:
 
         If not `whole`, it ends at the first sign of damage.
         """
-        stamps = self.index.stamps
-        if self.index.label:
-            due = {int(stamps[number]): number for number in wanted}
-        else:
-            due = {number: number for number in wanted}
-        last = max(due)
-        keys = stamps[self.index.keys[key + 1 :]] if self.index.label else stamps
-        keys_due = keys[keys <= last].tolist()
-        first = True
-        frames = self._frames(key, whole, due, deadline)
-        for stamp, frame in label_frames(frames, self.index.label):
-            if key >= 0 and stamp < stamps[self.index.keys[key]]:
-                continue  # it may lack what it refers to
-            if key >= 0 and first and not self._is_key(key, stamp, frame):
-                return
-            lost = _is_key_lost(keys_due, stamp)
+        index, left, last = self.index, set(wanted), max(wanted)
+        begin = int(index.keys[key]) if key >= 0 else 0
+        keys_due = index.keys[(index.keys > begin) & (index.keys <= last)].tolist()
+        frames = label_frames(self._frames(key, whole, wanted, deadline), index.label)
+        if key >= 0:
+            frames = self._from_key(key, frames)
+        numbered = self._by_stamp(frames) if self._by_packet else self._by_count(begin, frames)
+        for number, frame in numbered:
+            lost = _is_key_lost(keys_due, number)
             if (frame.is_corrupt or lost) and not whole:
                 return
-            first = False
-            if stamp in due:
-                yield due[stamp], frame
-            if stamp >= last:
+            if number in left:
+                left.remove(number)
+                yield number, frame
+            if number >= last:
                 return
 
-    def _is_key(self, key: int, stamp: int, frame: VideoFrame) -> bool:
-        """Say whether a frame is that key frame."""
-        if stamp != self.index.stamps[self.index.keys[key]] or not frame.key_frame:
-            return False
-        checks = self.index.checksums
-        return not len(checks) or checksum(VideoReformatter(), frame) == checks[key]
+    def _from_key(
+        self, key: int, frames: Iterator[tuple[int, VideoFrame]]
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        """Leave out what comes before a key frame: it may lack what it refers to.
+
+        Nothing is yielded if the key frame is not the one that the index knows.
+        """
+        stamp_of_key = int(self.index.stamps[self.index.keys[key]])
+        for stamp, frame in frames:
+            if stamp < stamp_of_key:
+                continue
+            checks = self.index.checksums
+            same = not len(checks) or checksum(VideoReformatter(), frame) == checks[key]
+            if stamp == stamp_of_key and frame.key_frame and same:
+                yield stamp, frame
+                del frame
+                yield from frames
+            return
+
+    def _by_stamp(
+        self, frames: Iterator[tuple[int, VideoFrame]]
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        """Yield the number of each frame by its time stamp."""
+        stamps = self.index.stamps
+        for stamp, frame in frames:
+            number = int(np.searchsorted(stamps, stamp))
+            if number < len(stamps) and stamps[number] == stamp:
+                yield number, frame
+            del frame
+
+    def _by_count(
+        self, begin: int, frames: Iterator[tuple[int, VideoFrame]]
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        """Yield the number of each frame by counting, up to one that is not as it was when indexed.
+
+        Two frames may have one time stamp, or all of them none.
+        """
+        stamps = self.index.stamps
+        for number, (stamp, frame) in enumerate(frames, begin):
+            if number >= self.index.num_frames or (len(stamps) and stamps[number] != stamp):
+                return
+            yield number, frame
+            del frame
 
     def _frames(
-        self, key: int, whole: bool, due: dict[int, int], deadline: Deadline
+        self, key: int, whole: bool, wanted: Sequence[int], deadline: Deadline
     ) -> Iterator[VideoFrame]:
         """Yield what decodes from a key frame on.
 
-        If not `whole`, frames that are not due and that no other depends on are left out, where
+        If not `whole`, frames that are not wanted and that no other depends on are left out, where
         packets tell.
         """
         container, stream = self._at(key)
         context = stream.codec_context
         context.skip_frame = "DEFAULT"
         skipping = context.name in _SKIPPING and not whole
-        left = set(due)
+        left = set(self.index.stamps[list(wanted)].tolist()) if self._by_packet else set()
         for packet in container.demux(stream):
             deadline.check(self.source.path)
             if not self._by_packet:
                 yield from packet.decode()
                 continue
-            wanted = packet.pts in left or packet.pts is None or not skipping
-            context.skip_frame = "DEFAULT" if wanted else "NONREF"
+            needed = packet.pts in left or packet.pts is None or not skipping
+            context.skip_frame = "DEFAULT" if needed else "NONREF"
             yield from packet.decode()
-            left.discard(packet.pts or 0)
+            left.discard(packet.pts)
             if not left:  # the decoder has all it needs: no more packets, only what it holds back
                 yield from context.decode(None)
                 return
@@ -220,10 +250,10 @@ class PyAV:
         return container, stream
 
 
-def _is_key_lost(keys_due: list[int], stamp: int) -> bool:
-    """Say if a key frame should have come before this stamp; one that comes now is due no more."""
-    lost = bool(keys_due) and stamp > keys_due[0]
-    if keys_due and stamp >= keys_due[0]:
+def _is_key_lost(keys_due: list[int], number: int) -> bool:
+    """Say if a key frame should have come before this one; one that comes now is due no more."""
+    lost = bool(keys_due) and number > keys_due[0]
+    if keys_due and number >= keys_due[0]:
         keys_due.pop(0)
     return lost
 
