@@ -142,6 +142,7 @@ class PyAV:
                 reason = error.strerror or str(error)
             if not wanted:
                 return
+            self.close()  # a decoder remembers pictures, and may mend others with them
         raise DecodeError(self.source.path, f"frame {wanted[0]} does not decode: {reason}")
 
     def _decode_from(

@@ -419,11 +419,14 @@ def _from_frames(
     for label, stamps in (("pts", pts), ("dts", dts)):
         # two frames may have one stamp where a container rounds them
         if (np.diff(stamps) >= 0).all() and _UNKNOWN not in stamps:
+            # a seek could not tell a key frame from another frame of the same stamp
+            _, same, counts = np.unique(stamps, return_inverse=True, return_counts=True)
+            alone = counts[same][keys] == 1
             index = index._replace(
                 label=label,
                 stamps=np.array(stamps, dtype=np.int64),
-                keys=np.array(keys, dtype=np.int64),
-                checksums=np.array(checksums, dtype=np.int64),
+                keys=np.array(keys, dtype=np.int64)[alone],
+                checksums=np.array(checksums, dtype=np.int64)[alone],
             )
             return index._replace(fps=_rate(index))
     return index  # it can only be decoded from the start
