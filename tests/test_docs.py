@@ -9,7 +9,9 @@ from vmp.config import get_cfg
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "INSTALL.md", "GETTING_STARTED.md", "CONTRIBUTING.md"]
-FOLDERS = "configs|tools|datasets|scripts|requirements|vmp|tests"
+PAGES += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))
+PAGES += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("datasets/**/README.md"))
+FOLDERS = "configs|tools|datasets|scripts|requirements|vmp|tests|docs"
 PATH = re.compile(rf"(?<![\w/.])(?:{FOLDERS})/[\w./-]*[\w/]")
 KEY = re.compile(r"\b(?:DATA|DATA_LOADER|PROMPT|MODEL|TRAIN|TEST|SOLVER)\.[A-Z0-9_]+\b")
 

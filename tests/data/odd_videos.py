@@ -149,6 +149,19 @@ def without_first_key(path: Path) -> None:
     remux(whole, path, 3)
 
 
+def same_stamps(path: Path) -> None:
+    """The first two frames have one time stamp, as where a container rounds them."""
+    whole = path.with_name("whole.mkv")
+    encode(whole, "libx264", {"g": "6", "bf": "0", "crf": "10"})
+    stream, packets = packets_of(whole)
+    packets[1].pts = packets[1].dts = packets[0].pts
+    with av.open(str(path), "w") as container:
+        copy = container.add_stream_from_template(stream)
+        for packet in packets:
+            packet.stream = copy
+            container.mux(packet)
+
+
 def lying_header(path: Path) -> None:
     """An AVI whose header promises two frames more."""
     encode(path, "mpeg4", {"g": "6", "qmax": "3"})
@@ -378,6 +391,7 @@ ODD_VIDEOS: dict[str, Make] = {
     "negative_start.mkv": negative_start,
     "late_start.mp4": late_start,
     "without_first_key.mp4": without_first_key,
+    "same_stamps.mkv": same_stamps,
     "lying_header.avi": lying_header,
     "changing_size.avi": lambda path: changing_size(path, "mjpeg", {"qmax": "3"}, "yuvj420p"),
     "changing_size.webm": lambda path: changing_size(

@@ -406,7 +406,7 @@ def _from_frames(
             first = first or frame
             pts.append(_stamp(frame, "pts", pts[-1:]))
             dts.append(_stamp(frame, "dts", dts[-1:]))
-            if frame.key_frame:
+            if frame.key_frame or not number:
                 keys.append(number)
                 checksums.append(checksum(scaler, frame))
     except av.FFmpegError as error:
@@ -419,9 +419,10 @@ def _from_frames(
     for label, stamps in (("pts", pts), ("dts", dts)):
         # two frames may have one stamp where a container rounds them
         if (np.diff(stamps) >= 0).all() and _UNKNOWN not in stamps:
-            # a seek could not tell a key frame from another frame of the same stamp
+            # a seek could not tell a key frame from another frame of the same stamp; the start of
+            # the file is always one, and needs no seek
             _, same, counts = np.unique(stamps, return_inverse=True, return_counts=True)
-            alone = counts[same][keys] == 1
+            alone = (counts[same][keys] == 1) | (np.array(keys) == 0)
             index = index._replace(
                 label=label,
                 stamps=np.array(stamps, dtype=np.int64),
