@@ -119,7 +119,7 @@ class ClipDataset(Dataset[Sample]):
         self.replacements = replacements
         self.open_video = open_video
         self._reader: VideoReader | None = None
-        self._given_up: dict[str, DecodeError] = {}
+        self._given_up: dict[str, str] = {}  # path -> why
         self._last: tuple[tuple[object, ...], Frames] | None = None
 
     def __len__(self) -> int:
@@ -145,7 +145,7 @@ class ClipDataset(Dataset[Sample]):
                 clip = self._clip(record, view, np.random.default_rng((self.seed, epoch, item)))
             except DecodeError as error:
                 if isinstance(error, TookTooLongError):  # its other views would take as long again
-                    self._given_up[record.path] = error
+                    self._given_up[record.path] = error.reason
                 failures.append(Failure(record.path, error.reason, video, view))
             else:
                 return Sample(clip, record.label, video, view, tuple(failures))
@@ -169,7 +169,7 @@ class ClipDataset(Dataset[Sample]):
     def _open(self, path: str) -> VideoReader:
         """Return a reader of the video, the open one if it is the same."""
         if path in self._given_up:
-            raise self._given_up[path]
+            raise DecodeError(path, self._given_up[path])
         if self._reader is None or self._reader.path != path:
             if self._reader is not None:
                 self._reader.close()
