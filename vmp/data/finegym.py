@@ -9,7 +9,7 @@ from vmp.data.release import read_classes, read_index
 # The two share instances, and are not nested splits: either has instances in its training list
 # that are in the test list of the other.
 VARIANTS = ("gym99", "gym288")
-_SCRIPT = "datasets/finegym/prepare.py"
+SCRIPT = "datasets/finegym/prepare.py"
 
 
 @DATASETS.register()
@@ -25,7 +25,7 @@ def finegym(root: str, split: str, variant: str = "") -> list[VideoRecord]:
         ValueError: an unknown variant, one that was not prepared, or no index.
     """
     check_request("finegym", root, split)
-    return read_index(root, "finegym", split, _known(variant), script=_SCRIPT)
+    return read_index(root, "finegym", split, _known(variant), script=SCRIPT)
 
 
 @register_class_names("finegym")
@@ -35,7 +35,7 @@ def class_names(root: str, variant: str = "") -> tuple[str, ...]:
     Raises:
         ValueError: an unknown variant, or no index.
     """
-    return read_classes(root, "finegym", _known(variant), script=_SCRIPT)
+    return read_classes(root, "finegym", _known(variant), script=SCRIPT)
 
 
 def _known(variant: str) -> str:
