@@ -3,9 +3,10 @@
 import pytest
 
 from vmp.config import load_cfg
-from vmp.config.check import CHOICES, NUM_CLASSES, NUM_PATHWAYS, RANGES
+from vmp.config.check import CHOICES, NUM_CLASSES, NUM_PATHWAYS, PARTS, RANGES
 from vmp.data import CLASS_NAMES, DATASETS
 from vmp.models import BACKBONES
+from vmp.models.freeze import PARTS as PARTS_OF_MODELS
 from vmp.prompts import POWER_NORMS
 
 
@@ -47,6 +48,16 @@ from vmp.prompts import POWER_NORMS
             "float32, or DATA.NUM_FRAMES",
         ),
         ("SOLVER.BETAS [0.9]", "two values"),
+        ("TRAIN.PARTS ['neck','head']", "is .'neck', 'head'.*prompt, head, last_blocks"),
+        ("TRAIN.PARTS []", r"PARTS is \[\]; it must be"),
+        ("TRAIN.PARTS ['all','head']", "take all out"),
+        ("TRAIN.PARTS ['prompt']", "ENABLE is False; set PROMPT.ENABLE True"),
+        ("TRAIN.PARTS ['prompt'] PROMPT.ENABLE True PROMPT.LR_MULT 0", "LR_MULT is 0, which"),
+        (
+            "TRAIN.PARTS ['prompt'] PROMPT.ENABLE True PROMPT.POWER_NORM gamma",
+            "PROMPT.GAMMA.LEARNABLE is False; set PROMPT.GAMMA.LEARNABLE True",
+        ),
+        ("TRAIN.LAST_BLOCKS 0", "LAST_BLOCKS is 0; it must be at least 1"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(opts, message):
@@ -73,6 +84,7 @@ def test_the_rules_know_what_is_registered():
     assert set(NUM_PATHWAYS) == {name for name, _ in BACKBONES}
     assert set(NUM_CLASSES) == {name for name, _ in DATASETS} == {name for name, _ in CLASS_NAMES}
     assert set(CHOICES["PROMPT.POWER_NORM"]) == {name for name, _ in POWER_NORMS}
+    assert PARTS == PARTS_OF_MODELS
 
 
 @pytest.mark.parametrize("name", NUM_PATHWAYS)

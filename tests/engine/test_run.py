@@ -1,5 +1,6 @@
 """Train and test end to end, in one process."""
 
+import json
 import os
 import shutil
 import sys
@@ -20,7 +21,7 @@ from vmp.engine.progress import NonFiniteLossError
 from vmp.engine.run import build_learner
 from vmp.models import VideoModel
 from vmp.solver import ActionLoss
-from vmp.utils.files import read_tensors
+from vmp.utils.files import read_tensors, sha256_of
 
 MEASURED = ("clips_per_second", "data_wait")  # what the clock decides
 
@@ -194,7 +195,12 @@ def test_resume_wins_over_init_from(make_cfg):
     weights = list_checkpoints(cfg.OUTPUT_DIR)[-1]
     tuned = make_cfg(out="tuned", SOLVER__MAX_EPOCH=1, TRAIN__INIT_FROM=weights)
     engine.train(tuned)
-    assert log_of(tuned, "start")[0]["origin"] == f"weights of {weights}"
+    digest = sha256_of(weights)
+    origin = f"weights of {weights} (SHA-256 {digest[:12]}...)"
+    assert log_of(tuned, "start")[0]["origin"] == origin
+    report = json.loads((Path(tuned.OUTPUT_DIR) / "init_report.json").read_text())
+    assert (report["source"], report["sha256"]) == ("vmp", digest)
+    assert report["used"].keys() == read_tensors(weights)["model"].keys()
     state = read_tensors(list_checkpoints(tuned.OUTPUT_DIR)[-1])
     assert (state["epoch"], state["step"]) == (1, 4)  # neither epoch nor step of the source
     engine.train(tuned)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmp.models import BACKBONES, VideoModel
-from vmp.models.pretrained import detect_source, key_map
+from vmp.models.key_maps import detect_layout, detect_source, to_ours
 
 pytestmark = pytest.mark.data
 
@@ -57,11 +58,16 @@ def make_model(
     make = BACKBONES.get(name)
     backbone = make(num_classes=400, num_frames=num_frames, crop_size=crop, **kwargs)
     model = VideoModel(backbone, num_frames=num_frames)
-    source = detect_source(reference.state)
-    names = key_map(model, source, reference.state)
+    names = key_map(model, reference.state)
     state = {names[key]: torch.from_numpy(value) for key, value in reference.state.items()}
     model.load_state_dict(state, strict=True)
     return model.eval()
+
+
+def key_map(model: VideoModel, names: Iterable[str]) -> dict[str, str]:
+    """Return {original name: ours} by our key map."""
+    names = list(names)
+    return to_ours(names, detect_source(names), detect_layout(model.state_dict()))
 
 
 @pytest.fixture(scope="module", params=CONVOLUTIONAL)
@@ -125,14 +131,14 @@ def test_training_step_gives_the_reference_gradients_and_running_statistics_in_f
 
 def grad_norms(model: nn.Module, reference: Reference) -> Tensor:
     """Return the norm of every parameter's gradient, in the order of the reference."""
-    names = key_map(model, detect_source(reference.state), reference.state)
+    names = key_map(model, reference.state)
     parameters = dict(model.named_parameters())
     wanted = [parameters[names[key]] for key in reference.state if names[key] in parameters]
     return torch.stack([parameter.grad.norm() for parameter in wanted])
 
 
 def buffer_means(model: nn.Module, reference: Reference) -> Tensor:
-    names = key_map(model, detect_source(reference.state), reference.state)
+    names = key_map(model, reference.state)
     wanted = [key for key in reference.state if key.endswith(("running_mean", "running_var"))]
     return torch.stack([model.get_buffer(names[key]).mean() for key in wanted])
 
@@ -141,7 +147,7 @@ def test_key_map_is_that_of_the_reference(case, shared):
     _, reference, model = case
     mapping = json.loads((shared / "golden" / "mapping.json").read_text())
     rules = mapping["families"][mapping["models"][reference.spec["name"]]["family"]]
-    names = key_map(model, "pyslowfast", reference.state)
+    names = key_map(model, reference.state)
     assert len(names) == len(reference.state)
     assert names == {key: f"backbone.net.{expand(rules, key)}" for key in reference.state}
 
@@ -164,7 +170,7 @@ def test_key_map_of_an_unpooled_resnet_is_that_of_the_reference(shared):
     rules = mapping["families"]["resnet_nopool"]
     keys = [key for key, _ in spec["params"]]
     expected = {key: f"backbone.net.{expand(rules, key)}" for key in keys}
-    assert key_map(model, "pyslowfast", keys) == expected
+    assert key_map(model, keys) == expected
     assert set(expected.values()) == set(model.state_dict())
 
 

@@ -20,10 +20,14 @@ NUM_CLASSES = {
     "csv": None,
 }
 
+# Of TRAIN.PARTS.
+PARTS = ("all", "prompt", "head", "last_blocks")
+
 CHOICES: dict[str, tuple[Any, ...]] = {
     "MODEL.NAME": tuple(NUM_PATHWAYS),
     "TRAIN.DATASET": tuple(NUM_CLASSES),
     "TRAIN.PRECISION": ("float32", "bfloat16", "float16"),
+    "TRAIN.INIT_RESIZE": ("interpolate", "original"),
     "TEST.ENSEMBLE": ("softmax", "logits"),
     "TEST.NUM_SPATIAL_CROPS": (1, 3),
     "DATA.SHORT_CLIP": ("hold", "loop", "error"),
@@ -62,6 +66,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "TRAIN.EVAL_PERIOD": (0, math.inf),
     "TRAIN.CHECKPOINT_PERIOD": (1, math.inf),
     "TRAIN.CHECKPOINT_KEEP": (0, math.inf),
+    "TRAIN.LAST_BLOCKS": (1, math.inf),
     "TRAIN.MIXUP_ALPHA": (0, math.inf),
     "TRAIN.CUTMIX_ALPHA": (0, math.inf),
     "TEST.BATCH_SIZE": (1, math.inf),
@@ -82,6 +87,7 @@ def check_cfg(cfg: CfgNode) -> None:
     _check_classes(cfg)
     _check_batches(cfg)
     _check_prompt(cfg)
+    _check_parts(cfg)
     _check_frames(cfg)
     _check_crops(cfg)
     _check_schedule(cfg)
@@ -167,6 +173,36 @@ def _check_prompt(cfg: CfgNode) -> None:
             f"DATA.NUM_FRAMES is {cfg.DATA.NUM_FRAMES}; a motion prompt needs at least two "
             f"differences, so at least {2 * slowest} frames here"
         )
+
+
+def _check_parts(cfg: CfgNode) -> None:
+    parts = list(cfg.TRAIN.PARTS)
+    if not parts or not set(parts) <= set(PARTS):
+        raise ValueError(
+            f"TRAIN.PARTS is {parts}; it must be ['all'] or name some of {_listed(PARTS[1:])}"
+        )
+    if "all" in parts and len(parts) > 1:
+        raise ValueError(f"TRAIN.PARTS is {parts}; all is every part: set ['all'], or take all out")
+    if "prompt" in parts:
+        _check_trained_prompt(cfg.PROMPT)
+
+
+def _check_trained_prompt(prompt: CfgNode) -> None:
+    section = prompt.POWER_NORM.upper()
+    rules = (
+        (prompt.ENABLE, "PROMPT.ENABLE is False", "PROMPT.ENABLE True"),
+        (prompt.LR_MULT > 0, "PROMPT.LR_MULT is 0, which freezes it", "PROMPT.LR_MULT 1.0"),
+        (
+            prompt[section].get("LEARNABLE", True),
+            f"PROMPT.{section}.LEARNABLE is False",
+            f"PROMPT.{section}.LEARNABLE True",
+        ),
+    )
+    for holds, state, remedy in rules:
+        if not holds:
+            raise ValueError(
+                f"TRAIN.PARTS names prompt, but {state}; set {remedy}, or take prompt out of PARTS"
+            )
 
 
 def _check_frames(cfg: CfgNode) -> None:

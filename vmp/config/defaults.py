@@ -248,10 +248,25 @@ _C.TRAIN.CHECKPOINT_PERIOD = 1
 _C.TRAIN.CHECKPOINT_KEEP = 3
 # Go on from the newest checkpoint in OUTPUT_DIR, on a CPU to the bit. Wins over INIT_FROM.
 _C.TRAIN.AUTO_RESUME = True
-# Weights to start from (weights only: no epoch, no optimizer). "" is from scratch.
+# Weights to start from (weights only: no epoch, no optimizer): a file of ours or of another
+# project, or an http(s) URL, which is downloaded once (MODEL_ZOO.md lists what there is). "": from
+# scratch.
 _C.TRAIN.INIT_FROM = ""
-# Raise if INIT_FROM lacks anything but the head and the prompt.
+# SHA-256 of that file, in hexadecimal; another file is refused. "" checks nothing.
+_C.TRAIN.INIT_SHA256 = ""
+# Refuse it if anything but the head and the prompt is missing, of another shape, or too many.
 _C.TRAIN.INIT_STRICT = True
+# How embeddings of a TimeSformer for another clip are resized: "interpolate" (positions bicubic as
+# a grid, times linear) or "original" (nearest, positions as one flat sequence, which mixes up rows
+# and columns) [Z].
+_C.TRAIN.INIT_RESIZE = "interpolate"
+# What is trained: "all", or any of "prompt" (the motion prompts), "head" (the layer that gives the
+# logits) and "last_blocks". The rest is frozen: no gradient, no weight decay, norms keep their
+# running statistics, no dropout or drop path. [P]: "the entire model or specific layers".
+_C.TRAIN.PARTS = ["all"]
+# Blocks of "last_blocks", counted from the end; what comes after them, head included, is trained
+# too. A block is one of the 4 stages of a convolutional network, or a ViT block of TimeSformer.
+_C.TRAIN.LAST_BLOCKS = 1
 # "float32", "bfloat16" or "float16" (with loss scaling).
 _C.TRAIN.PRECISION = "float32"
 # Mix two clips of a rank's batch and their labels by mixup: parameter of the Beta distribution that

@@ -15,9 +15,9 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 import vmp
-from vmp.models import VideoModel
+from vmp.models import PretrainedReport, VideoModel
 from vmp.prompts import MotionPrompt
-from vmp.utils.files import read_tensors, sha256
+from vmp.utils.files import sha256
 from vmp.utils.mappings import flatten
 
 # Keys that say where, when and how fast, not what: they may differ between runs of equal results.
@@ -66,12 +66,17 @@ def hash_config(text: str) -> str:
     return sha256(yaml.safe_dump(deciding_config(text), sort_keys=True).encode())
 
 
-def build_provenance(cfg: CfgNode, model: VideoModel, checkpoint: Path) -> dict[str, Any]:
+def build_provenance(cfg: CfgNode, model: VideoModel, report: PretrainedReport) -> dict[str, Any]:
     """Return what to write beside a result, none of which depends on the time or the machine.
 
     Keys: prompts (learned parameters and f(0)), seed, config (what of it decides numbers),
     config_sha256, checkpoint (file name), weights_sha256, trained (what the checkpoint says of its
     training: epoch, step, seed, config_sha256; empty for weights of others), versions, git_commit.
+
+    Args:
+        cfg: of the test.
+        model: with the weights of the checkpoint.
+        report: of loading them.
     """
     text = cfg.dump()
     return {
@@ -79,9 +84,9 @@ def build_provenance(cfg: CfgNode, model: VideoModel, checkpoint: Path) -> dict[
         "seed": cfg.RNG_SEED,
         "config": deciding_config(text),
         "config_sha256": hash_config(text),
-        "checkpoint": checkpoint.name,
+        "checkpoint": Path(report.path).name,
         "weights_sha256": hash_weights(model),
-        "trained": describe_training(checkpoint),
+        "trained": describe_training(report),
         "versions": {
             "vmp": vmp.__version__,
             "torch": torch.__version__,
@@ -93,16 +98,16 @@ def build_provenance(cfg: CfgNode, model: VideoModel, checkpoint: Path) -> dict[
     }
 
 
-def describe_training(checkpoint: Path) -> dict[str, Any]:
-    """Return epoch, step, seed and config hash of one of our checkpoints, {} for others."""
-    state = read_tensors(checkpoint)
-    if not (isinstance(state, dict) and {"epoch", "step", "config"} <= state.keys()):
+def describe_training(report: PretrainedReport) -> dict[str, Any]:
+    """Return epoch, step, seed and config hash that a checkpoint of ours states, {} for others."""
+    facts = report.facts
+    if report.source != "vmp" or not {"epoch", "step", "config"} <= facts.keys():
         return {}
     return {
-        "epoch": state["epoch"],
-        "step": state["step"],
-        "seed": yaml.safe_load(state["config"])["RNG_SEED"],
-        "config_sha256": hash_config(state["config"]),
+        "epoch": int(facts["epoch"]),  # a safetensors file has texts
+        "step": int(facts["step"]),
+        "seed": yaml.safe_load(facts["config"])["RNG_SEED"],
+        "config_sha256": hash_config(facts["config"]),
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import simplejson
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
@@ -33,7 +34,8 @@ from vmp.engine.provenance import (
     training_differences,
 )
 from vmp.engine.step import Learner, train_step
-from vmp.models import VideoModel, build_model, load_pretrained, model_cost
+from vmp.models import PretrainedReport, VideoModel, build_model, load_pretrained, model_cost
+from vmp.models.freeze import build_freezing, warn_of_frozen_start
 from vmp.solver import ActionLoss, build_mixing, build_optimizer, build_schedule
 from vmp.utils.distributed import (
     any_rank,
@@ -115,9 +117,18 @@ def train(cfg: CfgNode) -> None:
     if _resume(learner, plan, allowed=cfg.TRAIN.AUTO_RESUME):
         origin = f"resumed after epoch {learner.epoch}, step {learner.step}"
     elif cfg.TRAIN.INIT_FROM:
-        load_pretrained(learner.model, cfg.TRAIN.INIT_FROM, strict=cfg.TRAIN.INIT_STRICT)
-        origin = f"weights of {cfg.TRAIN.INIT_FROM}"
+        report = load_pretrained(
+            learner.model,
+            cfg.TRAIN.INIT_FROM,
+            strict=cfg.TRAIN.INIT_STRICT,
+            resize=cfg.TRAIN.INIT_RESIZE,
+            sha256=cfg.TRAIN.INIT_SHA256,
+        )
+        _keep_report(report, plan.output_dir)
+        warn_of_frozen_start(learner.model, [*report.missing, *report.dropped])
+        origin = f"weights of {cfg.TRAIN.INIT_FROM} (SHA-256 {report.sha256[:12]}...)"
     else:
+        warn_of_frozen_start(learner.model, learner.model.state_dict())
         origin = f"from scratch, seed {cfg.RNG_SEED}"
     logger.info(origin)
     if is_main():
@@ -144,6 +155,7 @@ def build_learner(cfg: CfgNode) -> Learner:
     device = build_device(cfg)
     torch.manual_seed(cfg.RNG_SEED)
     model = build_model(cfg).to(device)
+    build_freezing(cfg, model)
     optimizer = build_optimizer(cfg, model)
     if cfg.MODEL.CHANNELS_LAST:
         _to_channels_last(model)
@@ -185,6 +197,14 @@ def _parallel(model: nn.Module, device: torch.device) -> nn.Module:
         gradient_as_bucket_view=True,
         broadcast_buffers=False,  # the ranks' statistics are averaged at the end of each epoch
     )
+
+
+def _keep_report(report: PretrainedReport, output_dir: Path) -> None:
+    """Write what became of the initial weights to init_report.json; on rank 0."""
+    if is_main():
+        path = output_dir / "init_report.json"
+        write_text(path, simplejson.dumps(report.as_dict(), indent=1) + "\n")
+        logger.info("wrote %s", path)
 
 
 def log_cost(model: VideoModel, num_frames: int, crop_size: int) -> None:
@@ -352,7 +372,8 @@ def test(cfg: CfgNode) -> None:
     )
     if not is_main():
         return
-    results = write_results(cfg.OUTPUT_DIR, predictions, loader, build_provenance(cfg, model, path))
+    provenance = build_provenance(cfg, model, report)
+    results = write_results(cfg.OUTPUT_DIR, predictions, loader, provenance)
     counts = results["counts"]
     logger.info(
         "test  %s  (evaluated %d of %d videos)",
@@ -374,15 +395,14 @@ def _log_failures(failures: Sequence[Mapping[str, Any]], shown: int = 20) -> Non
         logger.warning("not evaluated: %d more, see test_results.json", len(failures) - shown)
 
 
-def _checkpoint_to_test(output_dir: str, wanted: str) -> Path:
+def _checkpoint_to_test(output_dir: str, wanted: str) -> str:
     """Return the checkpoint named, or the newest of the run; the same on all ranks."""
     if wanted:
-        return Path(wanted)
+        return wanted
     kept = broadcast_object(list_checkpoints(output_dir))
     if not kept:
         raise ValueError(
             f"there is no checkpoint in {output_dir}; train first (TRAIN.ENABLE True) or name one "
             "with TEST.CHECKPOINT_FILE_PATH"
         )
-    newest: Path = kept[-1]
-    return newest
+    return str(kept[-1])

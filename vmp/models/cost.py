@@ -16,7 +16,7 @@ class Cost(NamedTuple):
     """The size of a model.
 
     Attributes:
-        parameters: trainable numbers, the prompt's included.
+        parameters: numbers that are learned, the prompt's and frozen ones included.
         multiply_adds: of one view (one clip, one crop) in evaluation, as fvcore counts them.
     """
 
@@ -41,7 +41,7 @@ def model_cost(model: VideoModel, num_frames: int, crop_size: int) -> Cost:
         num_frames: frames the backbone sees (DATA.NUM_FRAMES).
         crop_size: side of the crop, pixels (DATA.TEST_CROP_SIZE for what a test costs).
     """
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in model.parameters())
     frames = num_frames + (1 if len(model.prompts) else 0)
     # not on the meta device: torch 2.15 cannot trace its convolutions
     device = next(model.parameters()).device

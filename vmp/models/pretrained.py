@@ -1,113 +1,158 @@
-"""Weights of others, and our own, into a model: weights only, checked before the first copy.
+"""Weights of others, and our own, into a model: read safely, checked before the first copy.
 
-Sources: "vmp" (our checkpoints), "pyslowfast" (.pyth of its model zoo or of a training run),
-"pytorchvideo" (its hub), "timesformer" (its model zoo, and the release of Video Motion Prompts).
-Each has rules from its names to ours; a rule is (pattern, template) for `re.fullmatch`.
+Whose weights a file holds is told by its names (`vmp.models.key_maps`); what became of each entry
+is in the report.
 """
 
 import logging
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vmp.models.timesformer import resize_positions, resize_times
+from vmp.models.key_maps import (
+    FRIENDLY,
+    NET,
+    PROMPT,
+    detect_foreign_layout,
+    detect_layout,
+    detect_source,
+    listed,
+    strip_wrappers,
+    to_ours,
+)
+from vmp.models.timesformer import resize_times
 from vmp.models.video_model import VideoModel
 from vmp.prompts import MotionPrompt
-from vmp.utils.files import read_tensors
+from vmp.utils.weights_file import WeightsFile, read_weights
 
 logger = logging.getLogger(__name__)
 
-Rules = list[tuple[str, str]]
-
-NET = "backbone.net."
-PROMPT = "prompts."
-SOURCES = ("vmp", "pyslowfast", "pytorchvideo", "timesformer")
-# where a checkpoint keeps its weights: ours, PySlowFast's and its kin's, many others'
-CONTAINERS = ("model", "model_state", "state_dict")
-# what tells a source by its names, most telling first
-SIGNS = (
-    ("vmp", r"(backbone|prompts)\..+"),
-    ("pyslowfast", r"s[1-5]\.pathway\d_.+"),
-    ("timesformer", r"(model\.)?(cls_token|patch_embed\.proj\.weight)"),
-    ("pytorchvideo", r"blocks\.\d+\.(conv|norm|res_blocks|multipathway_blocks|pool|proj)\..+"),
-)
+RESIZES = ("interpolate", "original")
+CATEGORIES = ("derived", "resized", "dropped", "missing", "unexpected", "ignored")
 _HEAD = re.compile(r"backbone\.net\.(head|blocks\.\d+\.proj)\.(weight|bias)")
+# What a file may hold beside the network: Caffe2's solver, and layers of an image ViT's head.
+BESIDE = re.compile(r".*_momentum|lr|model_iter|pre_logits\..+|head_dist\..+")
+# PySlowFast's names of networks without the temporal pool after the second stage, and with it.
+_UNPOOLED = ("2d", "c2d_nopool", "i3d_nopool", "slow", "slow_c2d", "slow_i3d", "ResNet_nopool")
+_POOLED = ("c2d", "i3d")
 
 
-class PretrainedReport(NamedTuple):
-    """What became of a checkpoint; names are those of our model's state dict.
+@dataclass(frozen=True)
+class PretrainedReport:
+    """What became of a file's weights; names are those of our state dict.
 
     Attributes:
-        source: whose names the checkpoint has.
-        used: entries that were copied, the resized ones too.
-        missing: entries of the model that the checkpoint lacks; they keep their values.
-        unexpected: entries of the checkpoint the model has no place for, by its names.
+        source: whose names the file has, one of `key_maps.SOURCES`.
+        path: the file, or where it was downloaded from.
+        sha256: of the file.
+        used: entries of the model that were set, the derived and resized ones too.
+        missing: entries of the model that the file lacks; they keep their values.
+        unexpected: entries of the file the model has no place for; by its names where it has one
+            of no known kind.
         resized: embeddings that were resized to the model's clip.
         dropped: entries of another shape, as the head for other classes; the model keeps its own.
+        ignored: entries of the file that are no part of a video network: a solver's, and those of
+            an image ViT's head.
+        derived: entries the file lacks in this form, made from others: kernels inflated in time,
+            temporal attention copied from spatial, zeros, an identity norm.
+        details: of each of these, its shape in the file and in the model, and how it was made.
+        facts: plain values the file holds beside the weights, as epoch and config.
     """
 
     source: str
+    path: str
+    sha256: str
     used: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    resized: tuple[str, ...]
-    dropped: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    derived: tuple[str, ...] = ()
+    details: Mapping[str, str] = field(default_factory=dict, repr=False)
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def lines(self) -> list[str]:
+        """Return what a log should say: the source, then a line for each kind of exception."""
+        lines = [f"{len(self.used)} entries set from {self.path} ({self.source}'s names)"]
+        for category in CATEGORIES:
+            names = getattr(self, category)
+            if names:
+                told = listed((f"{name} {self.details[name]}" for name in names), most=3)
+                lines.append(f"{category} ({len(names)}): {told}")
+        return lines
 
     def __str__(self) -> str:
-        lines = [f"{len(self.used)} entries from a {self.source} checkpoint"]
-        for what in ("missing", "unexpected", "resized", "dropped"):
-            names = getattr(self, what)
-            if names:
-                lines.append(f"{what} ({len(names)}): {_listed(names)}")
-        return "; ".join(lines)
+        return "; ".join(self.lines())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything but the facts, for a JSON file."""
+        return {
+            "path": self.path,
+            "source": self.source,
+            "sha256": self.sha256,
+            **{
+                category: {name: self.details[name] for name in getattr(self, category)}
+                for category in (*CATEGORIES, "used")
+            },
+        }
 
 
 def load_pretrained(
-    model: VideoModel, path: str | Path, source: str = "auto", strict: bool = True
+    model: VideoModel,
+    path: str | Path,
+    source: str = "auto",
+    *,
+    strict: bool = True,
+    resize: str = "interpolate",
+    sha256: str = "",
 ) -> PretrainedReport:
-    """Copy the weights of a checkpoint into `model`.
+    """Set the weights of `model` to those of a file.
 
-    Head and prompt may be missing. A head for another number of classes is dropped. Embeddings of
-    a TimeSformer for another clip are resized, nearest, positions as a grid (the original resizes
-    them as one flat sequence, which scrambles them).
+    Head and prompt may be missing; a head for another number of classes is dropped. 2-D kernels are
+    inflated (repeated in time, divided by their number). A ViT for images gives its attention and
+    its norm to time as well, with temporal_fc and the time embedding zero, as TimeSformer does. An
+    X3D without the shortcut norm (pytorchvideo's) gets an identity there: exact in evaluation; to
+    fine-tune it as it was trained, build with `shortcut_norm=False`.
 
     Args:
         model: neither compiled nor wrapped.
-        path: the file; it is read without running any code in it.
-        source: one of SOURCES, or "auto" to tell it by the names.
-        strict: refuse a checkpoint that does not fit the backbone exactly.
+        path: a file, or an http(s) URL, which is downloaded once. No code in it is run.
+        source: one of `key_maps.SOURCES`, or "auto" to tell it by the names.
+        strict: refuse a file that does not fit the backbone exactly.
+        resize: how a TimeSformer's embeddings for another clip are resized. "interpolate":
+            positions bicubic as a grid, times linear. "original": nearest as its code does,
+            positions as one flat sequence, which scrambles rows and columns.
+        sha256: the file's, in hexadecimal; "" checks nothing.
 
     Returns:
-        What was used, missing, unexpected, resized and dropped. It is logged as well.
+        What was used, derived, resized, dropped, missing and unexpected. It is logged as well.
 
     Raises:
-        ValueError: the file holds no weights, its source is unknown, none of them fit, or, if
-            `strict`, the backbone lacks an entry, has none for one, or one of another shape. The
-            model is then unchanged.
+        ValueError: the file can't be read, is not what `sha256` says, holds no weights, those of
+            an unknown source or of another network, or, if `strict`, the backbone lacks an entry,
+            has none for one, or one of another shape. The model is then unchanged.
     """
-    state = _read(path)
-    if source == "auto":
-        source = detect_source(state)
-    names = key_map(model, source, state)
-    fitted, report = _fit(model, {ours: state[theirs] for theirs, ours in names.items()}, source)
-    strangers = tuple(name for name in state if name not in names)
-    # an unknown name is only reported; one the backbone should have and has not changes the model
-    misfits = [n for n in report.missing if not (_HEAD.fullmatch(n) or n.startswith(PROMPT))]
-    misfits += [n for n in report.unexpected if n.startswith(NET) and not _HEAD.fullmatch(n)]
-    misfits += [n for n in report.dropped if not _HEAD.fullmatch(n)]
-    report = report._replace(unexpected=report.unexpected + strangers)
-    if not fitted or (strict and misfits):
-        raise ValueError(f"{path} does not fit the model: {_advice(report, misfits)}")
+    if resize not in RESIZES:
+        raise ValueError(f"resize is {resize!r}; it must be one of {', '.join(RESIZES)}")
+    file = read_weights(path, sha256)
+    try:
+        fitted, report = _fit_file(model, file, str(path), source, strict, resize)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     own = model.state_dict()
     with torch.no_grad():
         for name, value in fitted.items():
             own[name].copy_(value)
-    logger.info("%s: %s", path, report)
+    for line in report.lines():
+        logger.info("%s", line)
     _warn_of_luma(model, report)
     return report
 
@@ -119,206 +164,252 @@ def _warn_of_luma(model: VideoModel, report: PretrainedReport) -> None:
         logger.warning("the release learned its prompt on swapped grey weights: PROMPT.LUMA bgr")
 
 
-def detect_source(names: Iterable[str]) -> str:
-    """Return whose names these are, one of SOURCES.
-
-    Raises:
-        ValueError: nobody's we know.
-    """
-    names = list(names)
-    for source, sign in SIGNS:
-        if any(re.fullmatch(sign, name) for name in names):
-            return source
-    raise ValueError(
-        f"the names of the checkpoint ({_listed(names)}) are none we know; "
-        f"say whose they are: source is one of {', '.join(SOURCES)}"
-    )
-
-
-def key_map(model: nn.Module, source: str, names: Iterable[str]) -> dict[str, str]:
-    """Return {name in the checkpoint: name in the state dict of `model`} for those we know.
-
-    Args:
-        model: says which network it is; pooled and unpooled ResNets number blocks differently.
-        source: one of SOURCES.
-        names: of the checkpoint.
-
-    Raises:
-        ValueError: an unknown source, or two names for one entry.
-    """
-    rules = _rules(source, list(model.state_dict()))
-    mapped: dict[str, str] = {}
-    for name in names:
-        for pattern, template in rules:
-            match = re.fullmatch(pattern, name)
-            if match:
-                mapped[name] = match.expand(template)
-                break
-    if len(set(mapped.values())) != len(mapped):
-        raise ValueError(f"the checkpoint has two names for one entry, read as {source!r}")
-    return mapped
-
-
-def _rules(source: str, own: list[str]) -> Rules:
-    if source == "vmp":
-        return [(r"((backbone|prompts)\..+)", r"\1")]
-    if source == "pytorchvideo":
-        return [(r"(blocks\.\d+\..+)", NET + r"\1")]
-    if source == "timesformer":
-        return _TIMESFORMER
-    if source == "pyslowfast":
-        return [(pattern, NET + template) for pattern, template in _pyslowfast_rules(own)]
-    raise ValueError(f"source is {source!r}; it must be 'auto' or one of {', '.join(SOURCES)}")
-
-
-_TIMESFORMER: Rules = [
-    (r"(?:model\.)?vmps\.([mn])", PROMPT + r"0.power_norm.\1"),
-    (r"(?:model\.)?(cls_token|pos_embed|time_embed)", NET + r"\1"),
-    (r"(?:model\.)?((?:patch_embed|blocks|norm|head)\..+)", NET + r"\1"),
-]
-
-
-def _pyslowfast_rules(own: list[str]) -> Rules:
-    """Return the rules from PySlowFast's names to pytorchvideo's, for the network `own` names.
-
-    pytorchvideo numbers blocks through: stem 0, stages, head. A pooled ResNet's pool is block 2 and
-    has no entries; SlowFast's pool comes just before its head.
-    """
-    if NET + "blocks.0.multipathway_blocks.0.conv.weight" in own:
-        return _family(_SLOWFAST_STEM, _RESIDUAL_BLOCK, (1, 2, 3, 4), 6, r"multipathway_blocks.\1.")
-    if NET + "blocks.0.conv.conv_t.weight" in own:
-        return _family(_X3D_STEM, _X3D_RESIDUAL_BLOCK, (1, 2, 3, 4), 5)
-    pooled = not any(name.startswith(NET + "blocks.2.") for name in own)
-    return _family(
-        _RESNET_STEM, _RESIDUAL_BLOCK, *(((1, 3, 4, 5), 6) if pooled else ((1, 2, 3, 4), 5))
-    )
-
-
-def _family(
-    stem: Rules, residual_block: Rules, stages: tuple[int, ...], head: int, pathway: str = ""
-) -> Rules:
-    rules = list(stem)
-    for stage, block in enumerate(stages, start=2):
-        theirs, ours = (
-            rf"s{stage}\.pathway(\d)_res(\d+)\.",
-            rf"blocks.{block}.{pathway}res_blocks.\2.",
-        )
-        rules += [(theirs + pattern, ours + template) for pattern, template in residual_block]
-    return rules + [(pattern, f"blocks.{head}." + template) for pattern, template in _HEAD_RULES]
-
-
-_RESNET_STEM: Rules = [
-    (r"s1\.pathway0_stem\.conv\.weight", r"blocks.0.conv.weight"),
-    (r"s1\.pathway0_stem\.bn\.(.+)", r"blocks.0.norm.\1"),
-]
-_SLOWFAST_STEM: Rules = [
-    (r"s1\.pathway(\d)_stem\.conv\.weight", r"blocks.0.multipathway_blocks.\1.conv.weight"),
-    (r"s1\.pathway(\d)_stem\.bn\.(.+)", r"blocks.0.multipathway_blocks.\1.norm.\2"),
-    # the fusion after their stage K is part of our block K - 1
-    *(
-        (rf"s{k}_fuse\.{theirs}\.(.+)", rf"blocks.{k - 1}.multipathway_fusion.{ours}.\1")
-        for k in (1, 2, 3, 4)
-        for theirs, ours in (("conv_f2s", "conv_fast_to_slow"), ("bn", "norm"))
-    ),
-]
-_X3D_STEM: Rules = [
-    # crossed: pytorchvideo calls the spatial convolution "conv_t" and the temporal one "conv_xy"
-    (r"s1\.pathway0_stem\.conv_xy\.weight", r"blocks.0.conv.conv_t.weight"),
-    (r"s1\.pathway0_stem\.conv\.weight", r"blocks.0.conv.conv_xy.weight"),
-    (r"s1\.pathway0_stem\.bn\.(.+)", r"blocks.0.norm.\1"),
-]
-# groups 1 and 2 are the pathway and the number of the block
-_RESIDUAL_BLOCK: Rules = [
-    (r"branch1\.weight", r"branch1_conv.weight"),
-    (r"branch1_bn\.(.+)", r"branch1_norm.\3"),
-    (r"branch2\.([abc])\.weight", r"branch2.conv_\3.weight"),
-    (r"branch2\.([abc])_bn\.(.+)", r"branch2.norm_\3.\4"),
-]
-_X3D_RESIDUAL_BLOCK: Rules = [
-    # the norm shares a Sequential with squeeze-and-excitation
-    (r"branch2\.b_bn\.(.+)", r"branch2.norm_b.0.\3"),
-    (r"branch2\.se\.fc1\.(.+)", r"branch2.norm_b.1.block.0.\3"),
-    (r"branch2\.se\.fc2\.(.+)", r"branch2.norm_b.1.block.2.\3"),
-    *_RESIDUAL_BLOCK,
-]
-_HEAD_RULES: Rules = [
-    (r"head\.projection\.(.+)", r"proj.\1"),
-    # the rest is X3D's
-    (r"head\.conv_5\.weight", r"pool.pre_conv.weight"),
-    (r"head\.conv_5_bn\.(.+)", r"pool.pre_norm.\1"),
-    (r"head\.lin_5\.weight", r"pool.post_conv.weight"),
-    (r"head\.lin_5_bn\.(.+)", r"pool.post_norm.\1"),
-]
-
-
-def _read(path: str | Path) -> dict[str, Tensor]:
-    state = read_tensors(path)
-    for container in CONTAINERS:
-        if isinstance(state, Mapping) and isinstance(state.get(container), Mapping):
-            state = state[container]
-            break
-    tensors = _tensors(state)
-    if not tensors:
-        raise ValueError(
-            f"{path} holds no weights: a mapping from names to tensors is needed, by itself or "
-            f"under {', '.join(CONTAINERS)}"
-        )
-    return tensors
-
-
-def _tensors(state: Any) -> dict[str, Tensor]:
-    if not isinstance(state, Mapping):
-        return {}
-    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def _fit(
-    model: nn.Module, state: dict[str, Tensor], source: str
+def _fit_file(
+    model: nn.Module, file: WeightsFile, path: str, source: str, strict: bool, resize: str
 ) -> tuple[dict[str, Tensor], PretrainedReport]:
-    """Return what can be copied as it is, and the report; nothing is copied yet."""
+    """Return what to copy, as it is, and the report; nothing is copied yet."""
+    state = {short: file.tensors[name] for name, short in strip_wrappers(file.tensors).items()}
+    if source == "auto":
+        source = detect_source(state)
     own = model.state_dict()
-    fitted: dict[str, Tensor] = {}
-    resized, dropped = [], []
-    for name, value in state.items():
-        if name not in own:
-            continue
-        if value.shape == own[name].shape:
-            fitted[name] = value
-            continue
-        other = _resized(name, value, own[name])
-        if other is None:
-            dropped.append(name)
-        else:
-            fitted[name] = other
-            resized.append(name)
-    report = PretrainedReport(
-        source=source,
-        used=tuple(fitted),
-        missing=tuple(name for name in own if name not in state),
-        unexpected=tuple(name for name in state if name not in own),
-        resized=tuple(resized),
-        dropped=tuple(dropped),
-    )
-    return fitted, report
+    layout = detect_layout(own)
+    if strict:
+        _check_network(file, list(state), source, layout)
+    names = to_ours(state, source, layout)
+    fit = _Fit(own, resize)
+    for theirs, ours in names.items():
+        fit.add(ours, state[theirs])
+    fit.derive(source)
+    strangers = {name: state[name] for name in state if name not in names}
+    report = fit.report(source, path, file, strangers)
+    misfits = _misfits(report)
+    if not report.used or (strict and misfits):
+        raise ValueError(_advice(report, misfits))
+    for name, value in fit.fitted.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{name} holds values that are not finite: take another checkpoint")
+    return fit.fitted, report
 
 
-def _resized(name: str, value: Tensor, own: Tensor) -> Tensor | None:
-    """Return a TimeSformer's embedding for the clip of ours, or None where it is no such thing."""
-    if value.ndim != 3 or own.ndim != 3 or value.shape[2] != own.shape[2]:
+class _Fit:
+    """Entries of a file under our names, each given the form that the model has it in."""
+
+    def __init__(self, own: Mapping[str, Tensor], resize: str) -> None:
+        self.own, self.resize = own, resize
+        self.fitted: dict[str, Tensor] = {}
+        self.details: dict[str, str] = {}
+        self.resized: list[str] = []
+        self.dropped: list[str] = []
+        self.derived: list[str] = []
+        self.unexpected: list[str] = []
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Take one entry of the file."""
+        shape = _shape(value)
+        if name not in self.own:
+            self.unexpected.append(name)
+            self.details[name] = shape
+            return
+        wanted = self.own[name]
+        if value.is_floating_point() != wanted.is_floating_point() or value.is_complex():
+            raise ValueError(f"{name} is {value.dtype}, the model's is {wanted.dtype}")
+        if value.shape == wanted.shape:
+            self.fitted[name], self.details[name] = value, shape
+            return
+        self.details[name] = f"{shape} -> {_shape(wanted)}"
+        forms: tuple[tuple[Tensor | None, list[str]], ...] = (
+            (_inflated(value, wanted), self.derived),
+            (_without_ones(value, wanted), []),  # the same numbers, nothing to report
+            (_resized(name, value, wanted, self.resize), self.resized),
+        )
+        for fitted, category in forms:
+            if fitted is not None:
+                self.fitted[name] = fitted
+                category.append(name)
+                return
+        self.dropped.append(name)
+
+    def derive(self, source: str) -> None:
+        """Make from others what a file of this source lacks by its nature."""
+        for name, wanted in self.own.items():
+            if name in self.fitted or name in self.dropped:
+                continue
+            value, how = self._derived(name, wanted, source)
+            if value is not None:
+                self.fitted[name] = value
+                self.details[name] = how
+                self.derived.append(name)
+
+    def _derived(self, name: str, wanted: Tensor, source: str) -> tuple[Tensor | None, str]:
+        norm, _, leaf = name.rpartition(".")
+        if leaf == "num_batches_tracked" and f"{norm}.running_mean" in self.fitted:
+            return torch.zeros_like(wanted), "zero: Caffe2 and old files do not count"
+        if self._is_plain_shortcut(norm):
+            return identity_norm(leaf, wanted), "identity: the file has no shortcut norm"
+        if source != "timm":
+            return None, ""
+        if ".temporal_fc." in name or name == f"{NET}time_embed":
+            return torch.zeros_like(wanted), "zero: an image has no time"
+        spatial = name.replace(".temporal_", ".")
+        if spatial != name and spatial in self.fitted:
+            return self.fitted[spatial], f"copy of {spatial}"
+        return None, ""
+
+    def _is_plain_shortcut(self, norm: str) -> bool:
+        """Say whether `norm` follows a shortcut that keeps its channels, and the file has none.
+
+        PySlowFast's X3D has one there, pytorchvideo's has not.
+        """
+        convolution = self.fitted.get(norm.replace(".branch1_norm", ".branch1_conv") + ".weight")
+        if not norm.endswith(".branch1_norm") or convolution is None:
+            return False
+        entries = [f"{norm}.{leaf}" for leaf in ("weight", "bias", "running_mean", "running_var")]
+        given = [name for name in entries if name in self.fitted and name not in self.derived]
+        return convolution.shape[0] == convolution.shape[1] and not given
+
+    def report(
+        self, source: str, path: str, file: WeightsFile, strangers: Mapping[str, Tensor]
+    ) -> PretrainedReport:
+        """Return the report; `strangers` are the entries of the file that have no name of ours."""
+        present = self.fitted.keys() | set(self.dropped)
+        missing = tuple(name for name in self.own if name not in present)
+        details = {name: _shape(self.own[name]) for name in missing}
+        details |= {name: _shape(value) for name, value in strangers.items()}
+        return PretrainedReport(
+            source=source,
+            path=path,
+            sha256=file.sha256,
+            used=tuple(name for name in self.own if name in self.fitted),
+            missing=missing,
+            unexpected=(*self.unexpected, *(n for n in strangers if not BESIDE.fullmatch(n))),
+            ignored=tuple(name for name in strangers if BESIDE.fullmatch(name)),
+            resized=tuple(self.resized),
+            dropped=tuple(self.dropped),
+            derived=tuple(self.derived),
+            details=self.details | details,
+            facts=file.facts,
+        )
+
+
+def _shape(value: Tensor) -> str:
+    return str(tuple(value.shape))
+
+
+def _without_ones(value: Tensor, wanted: Tensor) -> Tensor | None:
+    """Return `value` in the shape wanted where they differ in ones at the end, as Caffe2's do."""
+    shapes = [list(tensor.shape) for tensor in (value, wanted)]
+    for shape in shapes:
+        while shape and shape[-1] == 1:
+            shape.pop()
+    return value.reshape(wanted.shape) if shapes[0] == shapes[1] else None
+
+
+def _inflated(value: Tensor, wanted: Tensor) -> Tensor | None:
+    """Return a 2-D kernel (O, I, H, W) as a 3-D one (O, I, T, H, W) that sums to it over time.
+
+    As PySlowFast's TRAIN.CHECKPOINT_INFLATE does.
+    """
+    if value.ndim != 4 or wanted.ndim != 5:
         return None
-    if name == NET + "time_embed":
-        return resize_times(value, own.shape[1])
-    sides = [math.isqrt(tensor.shape[1] - 1) for tensor in (value, own)]
-    if name != NET + "pos_embed" or value.shape[1] != 1 + sides[0] ** 2:
+    frames = wanted.shape[2]
+    inflated = value.unsqueeze(2).repeat(1, 1, frames, 1, 1) / frames
+    return inflated if inflated.shape == wanted.shape else None
+
+
+def identity_norm(leaf: str, wanted: Tensor) -> Tensor:
+    """Return the entry of a batch norm that changes nothing in evaluation, to the last bit."""
+    scale = math.sqrt(1 + nn.BatchNorm3d(1).eps) if leaf == "weight" else float(leaf[-3:] == "var")
+    return torch.full_like(wanted, scale)
+
+
+def _resized(name: str, value: Tensor, wanted: Tensor, resize: str) -> Tensor | None:
+    """Return a TimeSformer's embedding for the model's clip, None where it is no such thing."""
+    if value.ndim != 3 or wanted.ndim != 3 or value.shape[2] != wanted.shape[2]:
         return None
-    positions = resize_positions(value[:, 1:], sides[0], (sides[1], sides[1]))
-    return torch.cat((value[:, :1], positions), dim=1)
+    value = value.to(wanted.dtype)  # half precision can't be interpolated everywhere
+    if name == f"{NET}time_embed":
+        frames = wanted.shape[1]
+        return resize_times(value, frames, "nearest" if resize == "original" else "linear")
+    sides = [math.isqrt(tensor.shape[1] - 1) for tensor in (value, wanted)]
+    if name != f"{NET}pos_embed" or value.shape[1] != 1 + sides[0] ** 2:
+        return None
+    class_entry, places = value[:, :1], value[:, 1:].transpose(1, 2)  # (1, D, places)
+    if resize == "original":
+        places = F.interpolate(places, size=sides[1] ** 2, mode="nearest")
+    else:
+        grid = places.unflatten(2, (sides[0], sides[0]))
+        size = (sides[1], sides[1])
+        places = F.interpolate(grid, size=size, mode="bicubic", antialias=True).flatten(2)
+    return torch.cat((class_entry, places.transpose(1, 2)), dim=1)
 
 
-def _listed(names: Iterable[str], most: int = 4) -> str:
-    names = list(names)
-    more = f", ... {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+# ---------------------------------------------------------------- what does not fit
+
+
+def _check_network(file: WeightsFile, names: list[str], source: str, layout: str) -> None:
+    """Refuse a file of another kind of network, and a C2D whose temporal pool differs."""
+    theirs = detect_foreign_layout(names, source)
+    if "other" in (theirs, layout):  # a backbone of your own
+        return
+    if theirs.partition("_")[0] != layout.partition("_")[0]:
+        raise ValueError(
+            f"it holds {FRIENDLY[theirs]}, the model is {FRIENDLY[layout]}: set MODEL.NAME and the "
+            "recipe to what the file holds"
+        )
+    if theirs.startswith("resnet") and source != "resnet":
+        _check_pool(file, theirs, layout)
+
+
+def _check_pool(file: WeightsFile, theirs: str, layout: str) -> None:
+    """Refuse weights of a ResNet with a temporal pool for one without, and the reverse.
+
+    They fit, whatever the pool: by PySlowFast's and Caffe2's names nothing would be noticed.
+    """
+    wanted = layout == "resnet_pool"
+    pooled, told = theirs == "resnet_pool", "the numbers of its blocks say so"
+    if theirs == "resnet":
+        stated, told = stated_pool(file)
+        if stated is None:
+            if _is_c2d(file):
+                logger.warning(
+                    "%s does not say whether its C2D has the temporal pool, which the model has%s: "
+                    "the weights fit both. PySlowFast's zoo has only one without (C2D_NOPOOL)",
+                    *(file.path, "" if wanted else " not"),
+                )
+            return
+        pooled = stated
+    if pooled != wanted:
+        has, other = ("a", "none") if pooled else ("no", "one")
+        raise ValueError(
+            f"its network has {has} temporal pool after the first stage ({told}), the model has "
+            f"{other}: the weights would fit, and compute something else. Set C2D.TEMPORAL_POOL "
+            f"{pooled}"
+        )
+
+
+def stated_pool(file: WeightsFile) -> tuple[bool | None, str]:
+    """Return whether a PySlowFast file's network has the pool, None if unsaid, and who says so."""
+    text = str(file.facts.get("cfg", ""))
+    for key, value in re.findall(r"^\s*(ARCH|MODEL_NAME):\s*['\"]?(\w+)", text, re.MULTILINE):
+        if value in _UNPOOLED:
+            return False, f"its config says {key} {value}"
+        if value in _POOLED:
+            return True, f"its config says {key} {value}"
+    if "nopool" in file.path.name.lower():
+        return False, "its name says so"
+    return None, ""
+
+
+def _is_c2d(file: WeightsFile) -> bool:
+    """Say whether no kernel of the file sees more than one frame."""
+    kernels = [value for value in file.tensors.values() if value.ndim == 5]
+    return bool(kernels) and all(kernel.shape[2] == 1 for kernel in kernels)
+
+
+def _misfits(report: PretrainedReport) -> list[str]:
+    """Return the names that a strict load refuses."""
+    misfits = [n for n in (*report.missing, *report.unexpected) if not n.startswith(PROMPT)]
+    return [n for n in (*misfits, *report.dropped) if not _HEAD.fullmatch(n)]
 
 
 def _advice(report: PretrainedReport, misfits: list[str]) -> str:
@@ -326,12 +417,40 @@ def _advice(report: PretrainedReport, misfits: list[str]) -> str:
         return (
             f"none of its entries is the model's (read as {report.source!r}): is it the backbone?"
         )
-    hint = "check MODEL.NAME and the backbone's section, or allow it with strict=False"
-    if all(".branch1_norm." in name for name in misfits):
-        hint = f"set X3D.SHORTCUT_NORM {not any(n in report.missing for n in misfits)}"
-    details = "; ".join(
-        f"{what}: {_listed(names)}"
-        for what in ("missing", "unexpected", "dropped")
-        if (names := [name for name in getattr(report, what) if name in misfits])
+    parts = []
+    for category in CATEGORIES:
+        names = [name for name in getattr(report, category) if name in misfits]
+        if names:
+            told = (f"{name} {report.details[name]}" for name in names)
+            parts.append(f"{category} ({len(names)}): {listed(told, most=3)}")
+    return (
+        f"it does not fit the model, {'; '.join(parts)} (read as {report.source!r}); "
+        f"{_hint(report, misfits)}"
     )
-    return f"{details} (read as {report.source!r}); {hint}"
+
+
+def _hint(report: PretrainedReport, misfits: Iterable[str]) -> str:
+    """Return the way out for the mix-ups that are known."""
+    misfits = list(misfits)
+
+    def among(pattern: str, names: Iterable[str]) -> list[str]:
+        return [name for name in names if name in misfits and re.search(pattern, name)]
+
+    if len(among(r"\.branch1_norm\.", report.unexpected)) == len(misfits):
+        return "set X3D.SHORTCUT_NORM True"
+    fusion = among(r"\.conv_fast_to_slow\.", report.dropped)
+    if fusion and len(fusion) == len(misfits):
+        kernel = report.details[fusion[0]].split(",")[2].strip()
+        return (
+            f"its fusion spans {kernel} frames: set SLOWFAST.FUSION_KERNEL_SZ {kernel} (4x16 has 5 "
+            "with ALPHA 8, 8x8 has 7 with ALPHA 4)"
+        )
+    if among(r"\.conv_a\.weight$", report.dropped) and not among("", report.missing):
+        return "its kernels span other frames or widths (C2D, I3D): check MODEL.NAME and the recipe"
+    if among(r"nonlocal", report.unexpected):
+        return "non-local networks are not among our backbones"
+    deeper = among(r"\.(res_blocks|blocks)\.\d+\.", report.unexpected)
+    shallower = among(r"\.(res_blocks|blocks)\.\d+\.", report.missing)
+    if bool(deeper) != bool(shallower):
+        return f"its network is {'deeper' if deeper else 'shallower'}: set the depth of the recipe"
+    return "check MODEL.NAME and the recipe, or allow it with TRAIN.INIT_STRICT False"

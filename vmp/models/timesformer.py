@@ -307,6 +307,12 @@ def resize_positions(positions: Tensor, side: int, size: tuple[int, int]) -> Ten
     return F.interpolate(grid, size=size, mode="nearest").flatten(2).transpose(1, 2)
 
 
-def resize_times(times: Tensor, num_frames: int) -> Tensor:
-    """Return (1, num_frames, D) of (1, T, D): out[i] = in[floor(i T / num_frames)]."""
-    return F.interpolate(times.transpose(1, 2), size=num_frames, mode="nearest").transpose(1, 2)
+def resize_times(times: Tensor, num_frames: int, mode: str = "nearest") -> Tensor:
+    """Return (1, num_frames, D) of (1, T, D), for "nearest": out[i] = in[floor(i T / num_frames)].
+
+    Args:
+        times: the embedding.
+        num_frames: its new length.
+        mode: "nearest", as the original, or "linear".
+    """
+    return F.interpolate(times.transpose(1, 2), size=num_frames, mode=mode).transpose(1, 2)

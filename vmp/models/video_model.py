@@ -1,6 +1,6 @@
 """The model that is trained: a clip in, split into pathways, prompted, through a backbone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -87,6 +87,14 @@ class VideoModel(nn.Module):
         total = torch.stack(variations).sum() if variations else torch.zeros((), device=clip.device)
         return ModelOutput(self.backbone(pathways), total)
 
+    def train(self, mode: bool = True) -> "VideoModel":
+        """Set the mode; what is frozen stays in evaluation mode, see `frozen_modules`."""
+        super().train(mode)
+        if mode:
+            for frozen in frozen_modules(self):
+                frozen.eval()
+        return self
+
     def _check(self, clip: Tensor) -> None:
         shape = tuple(clip.shape)
         if clip.ndim != 5 or shape[1] != 3:
@@ -101,6 +109,16 @@ class VideoModel(nn.Module):
             raise ValueError(
                 f"a clip of {clip.dtype} was given; it must be uint8 or normalised floats"
             )
+
+
+def frozen_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the outermost modules that have parameters, none of which requires a gradient."""
+    trained = [parameter.requires_grad for parameter in module.parameters()]
+    if trained and not any(trained):
+        yield module
+        return
+    for child in module.children():
+        yield from frozen_modules(child)
 
 
 def take_frames(clip: Tensor, frames: Frames) -> Tensor:

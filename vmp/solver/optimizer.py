@@ -93,9 +93,7 @@ def _prompt_parameters(model: nn.Module) -> list[nn.Parameter]:
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     """Return the optimizer SOLVER.OPTIMIZING_METHOD over the trainable parameters of `model`.
 
-    PROMPT.LR_MULT 0 freezes the prompts: their requires_grad is set to False. So call this before
-    wrapping the model in DistributedDataParallel, which notes what needs a gradient, and after
-    moving it to its device.
+    Call it after moving the model to its device and after freezing what is not to be trained.
 
     Raises:
         ValueError: an unknown method, a negative PROMPT.LR_MULT, Nesterov without momentum, or
@@ -104,9 +102,6 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     solver, lr_mult = cfg.SOLVER, cfg.PROMPT.LR_MULT
     if lr_mult < 0:
         raise ValueError(f"PROMPT.LR_MULT is {lr_mult}, it must be 0 (frozen) or above")
-    if lr_mult == 0:
-        for parameter in _prompt_parameters(model):
-            parameter.requires_grad_(False)
     groups = param_groups(
         model,
         lr=solver.BASE_LR,

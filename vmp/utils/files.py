@@ -2,11 +2,14 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+
+from vmp.utils.numpy_pickle import NUMPY_SCALARS
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
@@ -42,18 +45,56 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def sha256_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
 def read_tensors(path: str | Path) -> Any:
     """Read what `torch.save` wrote, tensors and plain values, onto the CPU.
 
-    Nothing in the file is executed: other things than tensors and plain values are refused.
+    Nothing in the file is executed: other things than tensors, plain values and numpy's scalars are
+    refused. A type of numpy, which is no value, comes back as an inert `NumpyType`.
 
     Raises:
-        ValueError: it is missing, damaged, or holds something else.
+        ValueError: it is missing, damaged, or holds something else, which is then named.
     """
+    admitted: list[Any] = [(stand_in, name) for name, stand_in in NUMPY_SCALARS.items()]
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(admitted):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror or error}") from error
     except Exception as error:  # what a damaged file makes of the unpickler has no common type
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} is damaged or no file of weights ({reason})") from error
+        raise ValueError(f"{path} {_complaint(error)}") from error
+
+
+def _complaint(error: Exception) -> str:
+    """Return what is wrong with a file of torch's, after its name.
+
+    torch's own text is long, and advises to run what is in the file.
+    """
+    text = str(error)
+    asked = re.search(r"GLOBAL ([\w.]*\w)\s", text)  # what ends in a dot was cut short
+    if asked:
+        return (
+            f"asks for {asked[1][:200]}, which is neither a tensor nor a plain value; if you trust "
+            "it, load it where it was made and save its state_dict() alone"
+        )
+    if "Unsupported operand" in text:
+        return (
+            "is damaged, or was saved with another pickle protocol than 2; save it anew with "
+            "torch.save and its default protocol"
+        )
+    reason = text.partition("\n")[0] or type(error).__name__
+    if reason.startswith("Weights only load failed"):
+        reason = "its pickle is wrong"
+    return f"is damaged or no file of weights ({reason[:200]}); get it again"

@@ -1,0 +1,139 @@
+"""Write weights under other names: `python tools/convert.py IN OUT [--to NAMES]`.
+
+IN is a checkpoint of ours or of another project, or its URL. OUT ends in .safetensors, or in .pth
+or .pyth for torch.save. With --to pyslowfast, pytorchvideo or timesformer it is what those read.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from vmp.utils.weights_file import WeightsFile, read_weights, write_safetensors
+
+import vmp
+from vmp.config import load_cfg
+from vmp.models import build_model
+from vmp.models.convert import TARGETS, Named, rename_to_ours, rename_to_theirs
+from vmp.models.key_maps import detect_layout, listed
+from vmp.utils.cli import run_cli
+from vmp.utils.files import write_atomically
+
+TORCH_SUFFIXES = (".pth", ".pyth", ".pt")
+# What a checkpoint of ours says of its training, and a converted file goes on saying.
+KEPT_FACTS = ("epoch", "step", "config", "recipe")
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", metavar="IN", help="a file of weights, or an http(s) URL")
+    parser.add_argument("out", metavar="OUT", type=Path, help=".safetensors, .pth or .pyth")
+    parser.add_argument("--to", choices=TARGETS, default="vmp", help="whose names (ours)")
+    parser.add_argument(
+        "--cfg", metavar="FILE", help="recipe of the network; every entry is then checked with it"
+    )
+    parser.add_argument("--sha256", default="", metavar="HEX", help="of IN; checked")
+    parser.add_argument(
+        "--drop-prompt", action="store_true", help="leave the motion prompts out, for --to others"
+    )
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of --cfg")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    """Read, rename, write, and read again to compare."""
+    args = parse_args()
+    if args.opts and args.cfg is None:
+        raise ValueError(f"{' '.join(args.opts)} override a recipe, and none is named with --cfg")
+    check_out(args.out)
+    expected = {} if args.cfg is None else build_state(args.cfg, args.opts)
+    file = read_weights(args.source, args.sha256)
+    try:
+        named = rename_to_ours(file, detect_layout(expected) if expected else "")
+        if expected:
+            check_state(named.state, expected)
+        state = named.state
+        if args.to != "vmp":
+            state = rename_to_theirs(state, args.to, named.layout, drop_prompt=args.drop_prompt)
+    except ValueError as error:
+        raise ValueError(f"{args.source}: {error}") from error
+    write(args.out, state, args.to, facts(args, file, named))
+    written = read_weights(args.out)
+    assert same(written.tensors, state), f"{args.out} is not what was to be written"
+    print(f"{args.source}: {named.source}'s names, {named.layout}, SHA-256 {file.sha256}")
+    size = args.out.stat().st_size / 1e6
+    print(f"{args.out}: {args.to}'s names, {len(state)} entries, {size:.1f} MB, every bit the same")
+
+
+def check_out(out: Path) -> None:
+    """Raise ValueError unless OUT is a new file of a known ending."""
+    if out.suffix not in (".safetensors", *TORCH_SUFFIXES):
+        raise ValueError(
+            f"{out} ends in {out.suffix or 'nothing'}; it must end in .safetensors, or in .pth or "
+            ".pyth for torch.save"
+        )
+    if out.exists():
+        raise ValueError(f"{out} exists; delete it or give another name")
+
+
+def build_state(path: str, opts: list[str]) -> dict[str, Tensor]:
+    """Return the state dict of a recipe's model, shapes only."""
+    cfg = load_cfg(path, opts)
+    with torch.device("meta"):
+        return build_model(cfg).state_dict()
+
+
+def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless `state` has the names and shapes of the recipe's model."""
+    wrong = sorted(state.keys() ^ expected.keys())
+    wrong += [n for n in state.keys() & expected.keys() if state[n].shape != expected[n].shape]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} entries differ from the recipe's ({listed(wrong)}): name its own, with "
+            "its MODEL.NUM_CLASSES, PROMPT.ENABLE and X3D.SHORTCUT_NORM"
+        )
+
+
+def facts(args: argparse.Namespace, file: WeightsFile, named: Named) -> dict[str, str]:
+    """Return what OUT says of itself."""
+    kept = {name: str(file.facts[name]) for name in KEPT_FACTS if name in file.facts}
+    recipe = {"recipe": Path(args.cfg).stem} if args.cfg else {}
+    return (
+        kept
+        | recipe
+        | {
+            "names": args.to,
+            "network": named.layout,
+            "source": named.source,
+            "source_file": file.path.name,
+            "source_sha256": file.sha256,
+            "written_by": f"vmp {vmp.__version__}",
+        }
+    )
+
+
+def write(out: Path, state: dict[str, Tensor], to: str, facts: dict[str, str]) -> None:
+    """Write the weights and their facts, whole or not at all."""
+    if out.suffix == ".safetensors":
+        write_safetensors(out, state, facts)
+        return
+    # the others take an epoch at the top for one to go on from
+    content: dict[str, Any] = {"model_state": state, "converted": facts}
+    if to == "vmp":
+        content = {"model": state, **facts}
+    write_atomically(out, lambda file: torch.save(content, file))
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Say whether names, types and bits agree."""
+    return one.keys() == other.keys() and all(
+        one[name].dtype == value.dtype and torch.equal(one[name], value)
+        for name, value in other.items()
+    )
+
+
+if __name__ == "__main__":
+    run_cli(main)
