@@ -65,6 +65,7 @@ POLICIES = {
     "hold": "DATA.SHORT_CLIP hold repeats the last frame, which adds no motion.",
     "loop": "DATA.SHORT_CLIP loop starts them again, and the jump back is a motion that is not "
     "there; hold repeats the last frame instead.",
+    "spread": "DATA.SHORT_CLIP spread takes their frames closer together, which slows the motion.",
     "error": "",
 }
 

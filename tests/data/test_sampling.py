@@ -9,6 +9,7 @@ from vmp.data.sampling import (
     fill_short,
     random_start,
     spaced_start,
+    spread_frames,
 )
 
 RNG = np.random.default_rng(0)
@@ -67,12 +68,38 @@ def test_the_error_policy_refuses_and_says_what_to_do():
     with pytest.raises(ValueError, match=r"needs 13 frames, there are 5; set DATA\.SHORT_CLIP"):
         fill_short([0, 3, 6, 9, 12], 5, "error")
     assert fill_short([0, 4], 5, "error") == [0, 4]
-    with pytest.raises(ValueError, match="hold, loop, error"):
+    with pytest.raises(ValueError, match="hold, loop, spread, error"):
         fill_short([0], 5, "wrap")
-    with pytest.raises(ValueError, match="hold, loop, error"):
+    with pytest.raises(ValueError, match="hold, loop, spread, error"):
         RandomClip(8, 8, 30.0, "wrap")
     with pytest.raises(ValueError, match="at least 1"):
         RandomClip(0, 8, 30.0, "hold")
+
+
+def test_spreading_takes_the_frames_of_a_short_video_closer_together():
+    assert spread_frames(9, 0.0, 288.0, 9) == list(range(9))
+    # linspace(0, 19, 5) = 0, 4.75, 9.5, 14.25, 19
+    assert spread_frames(20, 0.0, 64.0, 5) == [0, 4, 9, 14, 19]
+    # 5 frames twice: linspace(0, 9, 9) = 0, 1.125, ..., 7.875, 9
+    assert spread_frames(5, 0.0, 288.0, 9) == [0, 1, 2, 3, 4, 0, 1, 2, 4]
+    assert spread_frames(1, 0.0, 288.0, 3) == [0, 0, 0]
+
+
+def test_spreading_changes_a_long_video_only_where_the_span_is_no_whole_number():
+    assert spread_frames(1000, 0.0, 288.0, 9) == clip_frames(0.0, 288.0, 9)
+    # 29.4 frames a second: linspace(0, 282, 9), not linspace(0, 281.24, 9)
+    assert spread_frames(1000, 0.0, 282.24, 9) == [0, 35, 70, 105, 141, 176, 211, 246, 282]
+    assert clip_frames(0.0, 282.24, 9) == [0, 35, 70, 105, 140, 175, 210, 246, 281]
+
+
+def test_a_spread_random_clip_stays_within_the_video():
+    pick = RandomClip(9, 32, 30.0, "spread")
+    for total in (1, 8, 9, 100, 288, 289, 700):
+        for fps in (25.0, 29.4, 30.0):
+            for _ in range(50):
+                frames = pick(total, fps, 0, RNG)
+                assert len(frames) == 9
+                assert 0 <= min(frames) <= max(frames) < total
 
 
 def test_a_random_clip_stays_within_the_video():

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from pytorchvideo.models.hub.slowfast import slowfast_16x8_r101_50_50
 from torch import nn
 
 from tests.models.tiny import TINY
@@ -199,3 +200,26 @@ def test_build_backbone_reads_its_section_and_names_what_is_registered():
     cfg.MODEL.NAME = "resnet3d"
     with pytest.raises(ValueError, match="'resnet3d' is not registered; there are: c2d, i3d"):
         build_backbone(cfg)
+
+
+def test_only_so_many_blocks_of_res4_see_other_frames():
+    with torch.device("meta"):
+        theirs = slowfast_16x8_r101_50_50(pretrained=False)
+        net = BACKBONES.get("slowfast")(
+            num_classes=400,
+            num_frames=64,
+            crop_size=224,
+            depth=101,
+            fusion_kernel_sz=5,
+            res4_temporal_blocks=6,
+        ).net
+    ours = {name: value.shape for name, value in net.state_dict().items()}
+    assert ours == {name: value.shape for name, value in theirs.state_dict().items()}
+
+
+@pytest.mark.parametrize("blocks", [-1, 7])
+def test_more_temporal_blocks_than_res4_has_are_refused(blocks):
+    with pytest.raises(ValueError, match=f"RES4_TEMPORAL_BLOCKS is {blocks}; res4 has 6 blocks"):
+        BACKBONES.get("slowfast")(
+            num_classes=4, num_frames=8, crop_size=32, res4_temporal_blocks=blocks
+        )

@@ -51,6 +51,15 @@ def test_a_network_of_your_own_is_told_as_such():
 
 
 @pytest.mark.parametrize("network", CONVOLUTIONAL)
+def test_pytorchvideo_s_networks_trained_in_pyslowfast_are_behind_a_prefix(network):
+    names, layout = own_names(network), NETWORKS[network][0]
+    theirs = [name.replace(NET, "model.") for name in names]
+    assert detect_source(theirs) == "pytorchvideo"
+    assert detect_foreign_layout(theirs, "pytorchvideo") == layout
+    assert list(to_ours(theirs, "pytorchvideo", layout).values()) == names
+
+
+@pytest.mark.parametrize("network", CONVOLUTIONAL)
 @pytest.mark.parametrize("source", ["vmp", "pyslowfast", "pytorchvideo"])
 def test_names_there_and_back_are_the_same_and_their_source_is_told(network, source):
     names, layout = own_names(network), NETWORKS[network][0]

@@ -305,6 +305,26 @@ def test_kernels_of_an_image_network_are_inflated(name, tmp_path):
     assert_equal(model, other, but="conv|pool")
 
 
+def test_an_image_network_of_3_d_kernels_is_inflated_into_any_pool(tmp_path):
+    other, model = make("c2d", classes=1000), make("i3d")
+    path = write(tmp_path / "a.pyth", as_pyslowfast(other), cfg="MODEL:\n  ARCH: 2d\n")
+    report = load_pretrained(model, path)
+    own, given = model.state_dict(), other.state_dict()
+    grown = [name for name in own if own[name].ndim == 5 and own[name].shape[2] > 1]
+    assert set(report.derived) == set(grown)
+    for name in grown:
+        torch.testing.assert_close(own[name].sum(dim=2), given[name].sum(dim=2))
+    assert "its kernels span other frames" in refusal(
+        make("i3d"), as_pyslowfast(make("c2d")), tmp_path
+    )
+
+
+def refusal(model, state, folder) -> str:
+    with pytest.raises(ValueError, match="a.pyth") as error:
+        load_pretrained(model, write(folder / "a.pyth", state))
+    return str(error.value)
+
+
 @pytest.mark.parametrize("name", ["c2d", "i3d"])
 def test_torchvision_s_names_of_a_resnet_are_known(name, tmp_path):
     other, model = make(name), make(name)

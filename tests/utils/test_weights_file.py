@@ -457,18 +457,19 @@ def test_the_hash_is_checked_and_both_are_shown(tmp_path, call):
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     call(path, digest)
     call(path, digest.upper())
+    call(path, digest[:8])
     other = "0" * 64
     with pytest.raises(ValueError, match=f"has the SHA-256 {digest}, not {other}: .*get it again"):
         call(path, other)
     for malformed in (
         "abc",
-        digest[:-1],
+        digest[:7],
         digest + "0",
         "g" * 64,
         "sha256:" + digest,
         digest + "\n",
     ):
-        with pytest.raises(ValueError, match="must be 64 hexadecimal digits, or empty"):
+        with pytest.raises(ValueError, match="must be 8 to 64 hexadecimal digits"):
             call(path, malformed)
 
 
@@ -560,6 +561,11 @@ def test_a_url_is_fetched_once_and_read_without_the_network_later(cache, caplog)
     assert f"{url} is cached in {file.path}" in caplog.text
     assert_same(read_weights(url).tensors, WEIGHTS)
     assert fetch(url) == file.path
+
+
+def test_an_address_of_dropbox_that_is_a_page_is_refused():
+    with pytest.raises(ValueError, match=r"is a page about the file; end the address in dl=1"):
+        fetch("https://www.dropbox.com/s/abc/TimeSformer.pyth?dl=0")
 
 
 def test_urls_that_differ_in_host_or_query_alone_share_no_file(server):
@@ -687,7 +693,7 @@ def test_a_wrong_file_in_the_cache_is_named_so_that_it_can_be_deleted(server):
 
 def test_a_malformed_hash_is_refused_before_anything_is_fetched(server):
     server.files["/w.pyth"] = b"data"
-    with pytest.raises(ValueError, match="must be 64 hexadecimal digits"):
+    with pytest.raises(ValueError, match="must be 8 to 64 hexadecimal digits"):
         fetch(f"{server.url}/w.pyth", "abc")
     assert server.asked == []
 

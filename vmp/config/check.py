@@ -30,7 +30,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "TRAIN.INIT_RESIZE": ("interpolate", "original"),
     "TEST.ENSEMBLE": ("softmax", "logits"),
     "TEST.NUM_SPATIAL_CROPS": (1, 3),
-    "DATA.SHORT_CLIP": ("hold", "loop", "error"),
+    "DATA.SHORT_CLIP": ("hold", "loop", "spread", "error"),
     "DATA.DECODING_BACKEND": ("pyav", "decord", "torchcodec"),
     "PROMPT.REDUCTION": ("mean", "frobenius"),
     "PROMPT.LUMA": ("rgb", "bgr"),

@@ -54,8 +54,8 @@ _C.DATA.MEAN = [0.45, 0.45, 0.45]
 # Standard deviation of the same, above 0 [Z].
 _C.DATA.STD = [0.225, 0.225, 0.225]
 # What a clip that reaches past the end of its video does: "hold" repeats the last frame
-# (difference 0), "loop" starts again, as the release does [C], which makes a false motion,
-# "error" refuses.
+# (difference 0), "loop" starts again, which makes a false motion, "spread" takes its frames closer
+# together, as the release does, and does the same at the end of a clip [C], "error" refuses.
 _C.DATA.SHORT_CLIP = "hold"
 # Decoder of VideoReader: "pyav", "decord" or "torchcodec" (an extra). Same frames, other speed.
 _C.DATA.DECODING_BACKEND = "pyav"
@@ -171,6 +171,8 @@ _C.SLOWFAST.ALPHA = 4
 _C.SLOWFAST.FUSION_KERNEL_SZ = 7
 # Channels of that fusion's output over those of the fast pathway [Z].
 _C.SLOWFAST.FUSION_CONV_CHANNEL_RATIO = 2
+# Blocks of res4, from its first on, that see three frames; 0: all. 6 for the zoo's R101_50_50 [Z].
+_C.SLOWFAST.RES4_TEMPORAL_BLOCKS = 0
 
 _C.C2D = CfgNode()
 # Layers of the ResNet: 50, 101 or 152 [Z].
@@ -252,7 +254,8 @@ _C.TRAIN.AUTO_RESUME = True
 # project, or an http(s) URL, which is downloaded once (MODEL_ZOO.md lists what there is). "": from
 # scratch.
 _C.TRAIN.INIT_FROM = ""
-# SHA-256 of that file, in hexadecimal; another file is refused. "" checks nothing.
+# SHA-256 of that file, or how it begins (8 to 64 hexadecimal digits); another file is refused. "":
+# any.
 _C.TRAIN.INIT_SHA256 = ""
 # Refuse it if anything but the head and the prompt is missing, of another shape, or too many.
 _C.TRAIN.INIT_STRICT = True

@@ -15,7 +15,7 @@ import numpy as np
 # (frames, frames per second, view, random) -> frame numbers
 PickFrames = Callable[[int, float, int, np.random.Generator], list[int]]
 
-SHORT_CLIPS = ("hold", "loop", "error")
+SHORT_CLIPS = ("hold", "loop", "spread", "error")
 # Positions are computed in float64 and this much is added before truncation: where the exact
 # position is a whole number, rounding may not make it the frame before.
 EPSILON = 1e-6
@@ -76,6 +76,31 @@ def fill_short(numbers: list[int], total: int, policy: str) -> list[int]:
     return numbers
 
 
+def spread_frames(total: int, start: float, span: float, num_frames: int) -> list[int]:
+    """Return the numbers of a clip's frames as the authors' release picks them.
+
+    Of the whole frames from `start` to the end of the span, and one more, it takes `num_frames` at
+    a truncated linspace from the first to the last there is, or to the end of a span that these
+    more than cover. So a short video is spread over the clip, without a jump in it; only one of
+    fewer frames than the clip is repeated. A span of no whole number of frames, as at 29.4 frames
+    per second, gets frames up to one later than `clip_frames` gives.
+
+    Args:
+        total: frames there are, >= 1.
+        start: of the clip, in [0, total).
+        span: its length in source frames.
+        num_frames: frames of the clip, >= 1.
+    """
+    last = min(math.floor(start + span - 1 + EPSILON) + 1, total - 1)
+    first = min(math.ceil(start - EPSILON), last)
+    there = last - first + 1
+    end = math.ceil(num_frames / there) * there - 1.0
+    if num_frames <= there and span <= end:
+        end = span - 1
+    places = clip_frames(0.0, end + 1, num_frames)
+    return [first + place % there for place in places]
+
+
 def check_policy(policy: str) -> None:
     """Raise ValueError unless the policy for short videos is known."""
     if policy not in SHORT_CLIPS:
@@ -91,7 +116,7 @@ class _Sampler:
         num_frames: frames of the clip, T >= 1.
         rate: distance of its frames, >= 1.
         target_fps: frames per second that `rate` refers to; 0: those of the source.
-        short_clip: "hold", "loop" or "error", see `fill_short`.
+        short_clip: "hold", "loop" or "error", see `fill_short`; or "spread", see `spread_frames`.
 
     Raises:
         ValueError: a number out of range, or an unknown policy.
@@ -113,6 +138,8 @@ class _Sampler:
         return clip_span(self.num_frames, self.rate, fps, self.target_fps)
 
     def numbers(self, total: int, start: float, span: float) -> list[int]:
+        if self.short_clip == "spread":
+            return spread_frames(total, start, span, self.num_frames)
         return fill_short(clip_frames(start, span, self.num_frames), total, self.short_clip)
 
 

@@ -16,6 +16,9 @@ from vmp.utils.registry import Registry
 
 BACKBONES = Registry("backbone")
 
+# Kernels of a residual block's first convolution, (T, H, W): they see one frame, or three.
+FRAME, THREE = (1, 1, 1), (3, 1, 1)
+
 
 class Backbone(nn.Module):
     """A network with its frame strides.

@@ -25,7 +25,7 @@ SIGNS = {
     "timesformer": r"model\.cls_token|time_embed|blocks\.\d+\.temporal_.+",
     "timm": r"cls_token",
     "resnet": r"layer[1-4]\.\d+\.conv\d\.weight",
-    "pytorchvideo": r"blocks\.\d+\.(conv|norm|res_blocks|multipathway_blocks|pool|proj)\..+",
+    "pytorchvideo": r"(model\.)?blocks\.\d+\.(conv|norm|res_blocks|multipathway_blocks|proj)\..+",
 }
 # What DistributedDataParallel and torch.compile put before every name.
 WRAPPERS = ("module.", "_orig_mod.")
@@ -91,7 +91,7 @@ def detect_source(names: Iterable[str]) -> str:
 
 def detect_layout(names: Iterable[str]) -> str:
     """Return which of LAYOUTS a network of ours has, by its names; "other" for one of your own."""
-    own = {name.removeprefix(NET) for name in names}
+    own = {name.removeprefix(NET).removeprefix("model.") for name in names}
     if "cls_token" in own:
         return "timesformer"
     if any(name.startswith("blocks.0.multipathway_blocks.") for name in own):
@@ -201,7 +201,12 @@ def _chain(source: str, layout: str) -> tuple[tuple[Rule, ...], ...]:
             "network that the file holds"
         )
     if source == "pytorchvideo":
-        return ((("blocks.{rest}", NET + "blocks.{rest}"),),)
+        # behind "model." where PySlowFast trained it (its PTVResNet and the like)
+        return (
+            tuple(
+                (f"{prefix}blocks.{{rest}}", f"{NET}blocks.{{rest}}") for prefix in ("", "model.")
+            ),
+        )
     if source == "timesformer":
         return (_prefixed("model.") + _prefixed(""),)
     if source == "timm":

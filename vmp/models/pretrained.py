@@ -130,7 +130,7 @@ def load_pretrained(
         resize: how a TimeSformer's embeddings for another clip are resized. "interpolate":
             positions bicubic as a grid, times linear. "original": nearest as its code does,
             positions as one flat sequence, which scrambles rows and columns.
-        sha256: the file's, in hexadecimal; "" checks nothing.
+        sha256: what the file's begins with, 8 to 64 hexadecimal digits; "" checks nothing.
 
     Returns:
         What was used, derived, resized, dropped, missing and unexpected. It is logged as well.
@@ -173,10 +173,11 @@ def _fit_file(
         source = detect_source(state)
     own = model.state_dict()
     layout = detect_layout(own)
+    still = _is_for_images(state)
     if strict:
-        _check_network(file, list(state), source, layout)
+        _check_network(file, list(state), source, layout, still)
     names = to_ours(state, source, layout)
-    fit = _Fit(own, resize)
+    fit = _Fit(own, resize, still)
     for theirs, ours in names.items():
         fit.add(ours, state[theirs])
     fit.derive(source)
@@ -194,8 +195,8 @@ def _fit_file(
 class _Fit:
     """Entries of a file under our names, each given the form that the model has it in."""
 
-    def __init__(self, own: Mapping[str, Tensor], resize: str) -> None:
-        self.own, self.resize = own, resize
+    def __init__(self, own: Mapping[str, Tensor], resize: str, still: bool) -> None:
+        self.own, self.resize, self.still = own, resize, still
         self.fitted: dict[str, Tensor] = {}
         self.details: dict[str, str] = {}
         self.resized: list[str] = []
@@ -218,7 +219,7 @@ class _Fit:
             return
         self.details[name] = f"{shape} -> {_shape(wanted)}"
         forms: tuple[tuple[Tensor | None, list[str]], ...] = (
-            (_inflated(value, wanted), self.derived),
+            (_inflated(value, wanted) if self.still else None, self.derived),
             (_without_ones(value, wanted), []),  # the same numbers, nothing to report
             (_resized(name, value, wanted, self.resize), self.resized),
         )
@@ -304,15 +305,28 @@ def _without_ones(value: Tensor, wanted: Tensor) -> Tensor | None:
     return value.reshape(wanted.shape) if shapes[0] == shapes[1] else None
 
 
+def _is_for_images(state: Mapping[str, Tensor]) -> bool:
+    """Say whether no kernel has a time, or each sees one frame and the classes are ImageNet's."""
+    kernels = [value for value in state.values() if value.ndim == 5]
+    head = re.compile(r"(.*\.)?(projection|proj|head|fc)\.weight|pred_w")
+    heads = [v for name, v in state.items() if head.fullmatch(name) and v.ndim == 2]
+    return not kernels or (_see_one_frame(kernels) and any(len(v) == 1000 for v in heads))
+
+
+def _see_one_frame(kernels: Iterable[Tensor]) -> bool:
+    return all(kernel.shape[2] == 1 for kernel in kernels)
+
+
 def _inflated(value: Tensor, wanted: Tensor) -> Tensor | None:
     """Return a 2-D kernel (O, I, H, W) as a 3-D one (O, I, T, H, W) that sums to it over time.
 
-    As PySlowFast's TRAIN.CHECKPOINT_INFLATE does.
+    As PySlowFast's TRAIN.CHECKPOINT_INFLATE does; one of (O, I, 1, H, W) is taken as well.
     """
-    if value.ndim != 4 or wanted.ndim != 5:
+    if wanted.ndim != 5 or value.ndim not in (4, 5):
         return None
     frames = wanted.shape[2]
-    inflated = value.unsqueeze(2).repeat(1, 1, frames, 1, 1) / frames
+    kernel = value.unsqueeze(2) if value.ndim == 4 else value
+    inflated = kernel.repeat(1, 1, frames, 1, 1) / frames
     return inflated if inflated.shape == wanted.shape else None
 
 
@@ -346,7 +360,9 @@ def _resized(name: str, value: Tensor, wanted: Tensor, resize: str) -> Tensor | 
 # ---------------------------------------------------------------- what does not fit
 
 
-def _check_network(file: WeightsFile, names: list[str], source: str, layout: str) -> None:
+def _check_network(
+    file: WeightsFile, names: list[str], source: str, layout: str, still: bool
+) -> None:
     """Refuse a file of another kind of network, and a C2D whose temporal pool differs."""
     theirs = detect_foreign_layout(names, source)
     if "other" in (theirs, layout):  # a backbone of your own
@@ -356,7 +372,7 @@ def _check_network(file: WeightsFile, names: list[str], source: str, layout: str
             f"it holds {FRIENDLY[theirs]}, the model is {FRIENDLY[layout]}: set MODEL.NAME and the "
             "recipe to what the file holds"
         )
-    if theirs.startswith("resnet") and source != "resnet":
+    if theirs.startswith("resnet") and not still:
         _check_pool(file, theirs, layout)
 
 
@@ -370,7 +386,8 @@ def _check_pool(file: WeightsFile, theirs: str, layout: str) -> None:
     if theirs == "resnet":
         stated, told = stated_pool(file)
         if stated is None:
-            if _is_c2d(file):
+            kernels = (value for value in file.tensors.values() if value.ndim == 5)
+            if _see_one_frame(kernels):  # a C2D
                 logger.warning(
                     "%s does not say whether its C2D has the temporal pool, which the model has%s: "
                     "the weights fit both. PySlowFast's zoo has only one without (C2D_NOPOOL)",
@@ -398,12 +415,6 @@ def stated_pool(file: WeightsFile) -> tuple[bool | None, str]:
     if "nopool" in file.path.name.lower():
         return False, "its name says so"
     return None, ""
-
-
-def _is_c2d(file: WeightsFile) -> bool:
-    """Say whether no kernel of the file sees more than one frame."""
-    kernels = [value for value in file.tensors.values() if value.ndim == 5]
-    return bool(kernels) and all(kernel.shape[2] == 1 for kernel in kernels)
 
 
 def _misfits(report: PretrainedReport) -> list[str]:

@@ -5,11 +5,17 @@ from typing import Any
 from pytorchvideo.models.resnet import create_resnet
 from torch import nn
 
-from vmp.models.backbone import BACKBONES, Backbone, check_at_least, check_choice, head_side
+from vmp.models.backbone import (
+    BACKBONES,
+    FRAME,
+    THREE,
+    Backbone,
+    check_at_least,
+    check_choice,
+    head_side,
+)
 
 DEPTHS = (50, 101, 152)
-FRAME = (1, 1, 1)
-THREE = (3, 1, 1)
 
 
 @BACKBONES.register()

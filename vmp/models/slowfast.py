@@ -4,6 +4,8 @@ from pytorchvideo.models.slowfast import create_slowfast
 
 from vmp.models.backbone import (
     BACKBONES,
+    FRAME,
+    THREE,
     Backbone,
     check_at_least,
     check_choice,
@@ -11,7 +13,9 @@ from vmp.models.backbone import (
     head_side,
 )
 
-DEPTHS = (18, 50, 101, 152)
+# Blocks of the stage res4, by depth.
+RES4_BLOCKS = {18: 1, 50: 6, 101: 23, 152: 36}
+DEPTHS = tuple(RES4_BLOCKS)
 
 
 @BACKBONES.register()
@@ -27,6 +31,7 @@ def slowfast(
     alpha: int = 4,
     fusion_kernel_sz: int = 7,
     fusion_conv_channel_ratio: int = 2,
+    res4_temporal_blocks: int = 0,
 ) -> Backbone:
     """Make a SlowFast network, pathways (slow, fast); the defaults are SLOWFAST_8x8_R50.
 
@@ -42,6 +47,8 @@ def slowfast(
         alpha: the slow pathway sees one frame in `alpha`.
         fusion_kernel_sz: odd temporal kernel of the fusion.
         fusion_conv_channel_ratio: channels the fusion adds, over those of the fast pathway.
+        res4_temporal_blocks: how many blocks of res4, from its first on, see three frames, in both
+            pathways; 0: all. 6 for the zoo's R101_50_50.
 
     Raises:
         ValueError: a size that does not fit the others.
@@ -56,8 +63,17 @@ def slowfast(
             f"SLOWFAST.FUSION_KERNEL_SZ is {fusion_kernel_sz}; it must be odd, so that the fused "
             "frames are those of the slow pathway: take 5 or 7"
         )
+    blocks = RES4_BLOCKS[depth]
+    if not 0 <= res4_temporal_blocks <= blocks:
+        raise ValueError(
+            f"SLOWFAST.RES4_TEMPORAL_BLOCKS is {res4_temporal_blocks}; res4 has {blocks} blocks: "
+            f"take 0 (all) to {blocks}"
+        )
+    temporal = res4_temporal_blocks or blocks
+    res4 = (THREE,) * temporal + (FRAME,) * (blocks - temporal)
     side = head_side(crop_size)
     net = create_slowfast(
+        stage_conv_a_kernel_sizes=((FRAME, FRAME, res4, THREE), (THREE, THREE, res4, THREE)),
         slowfast_channel_reduction_ratio=(beta_inv,),
         slowfast_conv_channel_fusion_ratio=fusion_conv_channel_ratio,
         slowfast_fusion_conv_kernel_size=(fusion_kernel_sz, 1, 1),

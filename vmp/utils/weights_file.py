@@ -85,7 +85,7 @@ def read_weights(source: str | Path, sha256: str = "") -> WeightsFile:
 
     Args:
         source: a path, or an http(s) URL, which is fetched once and cached.
-        sha256: what the SHA-256 of the file must be, hexadecimal; "" for any.
+        sha256: what the file's SHA-256 must begin with, 8 to 64 hexadecimal digits; "" for any.
 
     Raises:
         ValueError: there is no such file, its hash is another, it is damaged, no file of weights,
@@ -109,7 +109,7 @@ def fetch(source: str | Path, sha256: str = "") -> Path:
 
     Args:
         source: a path, or an http(s) URL.
-        sha256: what the SHA-256 of the file must be, hexadecimal; "" for any.
+        sha256: what the file's SHA-256 must begin with, 8 to 64 hexadecimal digits; "" for any.
 
     Raises:
         ValueError: there is no such file, it can't be fetched, or its hash is another.
@@ -158,8 +158,9 @@ def _origin(source: str | Path) -> str:
 
 def _locate(source: str | Path, sha256: str) -> Path:
     """Return the file on this machine; a hash that can't be one is refused before any download."""
-    if sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-        raise ValueError(f"sha256 is {sha256!r}; it must be 64 hexadecimal digits, or empty")
+    # torchvision and timm publish the first 8 digits, in the name of the file
+    if sha256 and not re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256):
+        raise ValueError(f"sha256 is {sha256!r}; it must be 8 to 64 hexadecimal digits, or empty")
     path = _cached(str(source)) if _is_url(source) else Path(os.path.expanduser(source))
     try:
         status = path.stat()
@@ -179,7 +180,7 @@ def _checked_hash(path: Path, wanted: str, source: str | Path) -> str:
         digest = sha256_of(path)
     except OSError as error:
         raise ValueError(f"{path} can't be read: {_reason(error)}") from error
-    if wanted and digest != wanted.lower():
+    if not digest.startswith(wanted.lower()):
         raise ValueError(
             f"{path} has the SHA-256 {digest}, not {wanted.lower()}: it is damaged or another "
             f"file; get it again, or correct the hash{_origin(source)}"
@@ -214,6 +215,8 @@ def _cache_path(url: str) -> Path:
             f"{url} can't be fetched: only http:// and https:// can; download it by hand and give "
             "its path"
         )
+    if parts.hostname.endswith("dropbox.com") and "dl=0" in parts.query:
+        raise ValueError(f"{url} is a page about the file; end the address in dl=1")
     # the hash keeps hosts and queries apart, which iopath's own names do not
     folder = f"{_file_name(parts.hostname)}-{hash_bytes(url.encode())[:8]}"
     name = _file_name(posixpath.basename(parts.path))
