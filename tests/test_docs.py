@@ -8,7 +8,7 @@ import pytest
 from vmp.config import get_cfg
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "INSTALL.md", "GETTING_STARTED.md", "CONTRIBUTING.md"]
+PAGES = ["README.md", "INSTALL.md", "GETTING_STARTED.md", "MODEL_ZOO.md", "CONTRIBUTING.md"]
 PAGES += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))
 PAGES += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("datasets/**/README.md"))
 FOLDERS = "configs|tools|datasets|scripts|requirements|vmp|tests|docs"

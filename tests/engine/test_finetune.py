@@ -12,6 +12,7 @@ import torch
 
 from tests.engine.conftest import log_of, results_of
 from tests.models import foreign
+from tests.models.tiny import TINY
 from vmp import engine
 from vmp.config import load_cfg
 from vmp.engine.checkpoint import list_checkpoints
@@ -103,11 +104,9 @@ def folder(tmp_path) -> Iterator[Path]:
 def make_recipe(folder, few_videos) -> Callable[..., Any]:
     """Return a function (model, overrides) -> cfg: its recipe, on few small videos."""
 
-    def make(model: str, **overrides: Any) -> Any:
+    def make(model: str, overrides: dict[str, Any]) -> Any:
         values = HERE | {"DATA.PATH_TO_DATA_DIR": few_videos, "OUTPUT_DIR": folder / "run"}
-        values |= {key.replace("__", "."): value for key, value in overrides.items()}
-        options = [str(text) for pair in values.items() for text in pair]
-        return load_cfg(BASE / f"{STARTS[model].recipe}.yaml", options)
+        return load_cfg(BASE / f"{STARTS[model].recipe}.yaml", as_options(values | overrides))
 
     return make
 
@@ -121,14 +120,14 @@ class Published(NamedTuple):
 
 @pytest.fixture
 def publish(shared, fill, folder) -> Callable[..., Published]:
-    """Return a function (model, sizes of its section) -> its file, as its project publishes it."""
+    """Return a function (model, overrides of its recipe) -> its file as its project publishes it."""
     golden = shared / "golden"
     mapping = foreign.read_mapping(golden)
 
-    def make(model: str, **sizes: Any) -> Published:
+    def make(model: str, overrides: dict[str, Any] = {}) -> Published:
         start = STARTS[model]
-        options = [str(text) for pair in section(model, sizes).items() for text in pair]
-        net = build_backbone(load_cfg(BASE / f"{start.recipe}.yaml", options)).net
+        cfg = load_cfg(BASE / f"{start.recipe}.yaml", as_options(overrides))
+        net = build_backbone(cfg).net
         rules, has = mapping["families"][start.family], set(net.state_dict())
         spec = json.loads((golden / f"{start.golden}.json").read_text())
         names = [name for name, _ in spec["params"] if foreign.expand(rules, name) in has]
@@ -145,7 +144,12 @@ def publish(shared, fill, folder) -> Callable[..., Published]:
 
 
 def section(model: str, sizes: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments of a backbone as overrides of its section."""
     return {f"{model}.{key}".upper(): value for key, value in sizes.items()}
+
+
+def as_options(overrides: dict[str, Any]) -> list[str]:
+    return [str(text) for pair in overrides.items() for text in pair]
 
 
 @pytest.fixture
@@ -175,7 +179,10 @@ def check_finetuning(
     kept = published.expected.keys() - head - resized
     assert first_state.keys() == fresh.keys()
     assert [n for n in kept if not torch.equal(first_state[n], published.expected[n])] == []
-    assert all(torch.equal(first_state[name], fresh[name]) for name in head)
+    prompt = {name for name in fresh if name.startswith("prompts.")}
+    assert bool(prompt) is cfg.PROMPT.ENABLE
+    assert fresh.keys() == kept | head | resized | prompt
+    assert all(torch.equal(first_state[name], fresh[name]) for name in head | prompt)
     assert not any(torch.equal(first_state[name], fresh[name]) for name in resized)
 
     report = json.loads((Path(cfg.OUTPUT_DIR) / "init_report.json").read_text())
@@ -184,7 +191,8 @@ def check_finetuning(
     assert set(report["dropped"]) == head
     assert report["dropped"][f"backbone.net.{start.head}.bias"] == "(400,) -> (8,)"
     assert set(report["resized"]) == resized
-    assert report["missing"] == report["unexpected"] == {}
+    assert set(report["missing"]) == prompt
+    assert report["unexpected"] == {}
     assert set(report["used"]) == kept | resized
 
     lines = log_of(cfg)
@@ -203,10 +211,27 @@ def build_fresh(cfg: Any) -> dict[str, torch.Tensor]:
     return build_model(cfg).state_dict()
 
 
-@pytest.mark.parametrize("model", STARTS)
+@pytest.mark.parametrize(
+    "model",
+    [
+        name if name != "timesformer" else pytest.param(name, marks=pytest.mark.slow)
+        for name in STARTS
+    ],
+)
 def test_a_published_file_is_fine_tuned_with_its_head_replaced(
     model, make_recipe, publish, first_state
 ):
     published = publish(model)
-    cfg = make_recipe(model, TRAIN__INIT_FROM=published.path)
+    cfg = make_recipe(model, {"TRAIN.INIT_FROM": published.path})
+    check_finetuning(model, cfg, published, first_state)
+
+
+@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.parametrize("model", STARTS)
+def test_a_small_one_is_fine_tuned_with_a_prompt_before_it(
+    model, make_recipe, publish, first_state
+):
+    sizes = section(model, TINY[model])
+    published = publish(model, sizes)
+    cfg = make_recipe(model, sizes | {"TRAIN.INIT_FROM": published.path, "PROMPT.ENABLE": True})
     check_finetuning(model, cfg, published, first_state)
