@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vmp.utils.weights_file import WeightsFile, read_weights, write_safetensors
 
 import vmp
 from vmp.config import load_cfg
@@ -20,6 +19,7 @@ from vmp.models.convert import TARGETS, Named, rename_to_ours, rename_to_theirs
 from vmp.models.key_maps import detect_layout, listed
 from vmp.utils.cli import run_cli
 from vmp.utils.files import write_atomically
+from vmp.utils.weights_file import WeightsFile, read_weights, write_safetensors
 
 TORCH_SUFFIXES = (".pth", ".pyth", ".pt")
 # What a checkpoint of ours says of its training, and a converted file goes on saying.

@@ -61,7 +61,7 @@ class Start(NamedTuple):
     golden: str
     suffix: str
     head: str
-    arch: tuple[str, str] = ("", "")
+    arch: tuple[str, str] = foreign.VIT
 
     @property
     def source(self) -> str:
@@ -120,11 +120,11 @@ class Published(NamedTuple):
 
 @pytest.fixture
 def publish(shared, fill, folder) -> Callable[..., Published]:
-    """Return a function (model, overrides of its recipe) -> its file as its project publishes it."""
+    """Return a function (model, overrides of its recipe) -> a file as it is published."""
     golden = shared / "golden"
     mapping = foreign.read_mapping(golden)
 
-    def make(model: str, overrides: dict[str, Any] = {}) -> Published:
+    def make(model: str, overrides: dict[str, Any]) -> Published:
         start = STARTS[model]
         cfg = load_cfg(BASE / f"{start.recipe}.yaml", as_options(overrides))
         net = build_backbone(cfg).net
@@ -136,8 +136,7 @@ def publish(shared, fill, folder) -> Callable[..., Published]:
         if start.suffix == ".pkl":
             foreign.write_caffe2(path, state, mapping)
         else:
-            text = foreign.CFG.format(arch=start.arch[0], model_name=start.arch[1], num_classes=400)
-            foreign.write_pyslowfast(path, state, cfg=text)
+            foreign.write_pyslowfast(path, state, start.arch)
         return Published(path, foreign.our_state(state, mapping, start.family))
 
     return make
@@ -211,17 +210,17 @@ def build_fresh(cfg: Any) -> dict[str, torch.Tensor]:
     return build_model(cfg).state_dict()
 
 
+SLOW = ("slowfast", "timesformer")
+
+
 @pytest.mark.parametrize(
     "model",
-    [
-        name if name != "timesformer" else pytest.param(name, marks=pytest.mark.slow)
-        for name in STARTS
-    ],
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in STARTS],
 )
 def test_a_published_file_is_fine_tuned_with_its_head_replaced(
     model, make_recipe, publish, first_state
 ):
-    published = publish(model)
+    published = publish(model, {})
     cfg = make_recipe(model, {"TRAIN.INIT_FROM": published.path})
     check_finetuning(model, cfg, published, first_state)
 

@@ -10,11 +10,11 @@ import pickle
 import re
 import struct
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ Rules = list[list[str]]
 # What PySlowFast's X3D has and pytorchvideo's has not.
 SHORTCUT_NORM = "s2.pathway0_res0.branch1_bn."
 COUNTER = "num_batches_tracked"
+# MODEL.ARCH and MODEL.MODEL_NAME of TimeSformer's configs.
+VIT = ("vit", "vit_base_patch16_224")
 CFG = """\
 BN:
   NUM_BATCHES_PRECISE: 200
@@ -34,7 +36,7 @@ BN:
 MODEL:
   ARCH: {arch}
   MODEL_NAME: {model_name}
-  NUM_CLASSES: {num_classes}
+  NUM_CLASSES: 400
 NUM_GPUS: 8
 """
 
@@ -92,22 +94,21 @@ def tensors(state: State) -> OrderedDict[str, Tensor]:
 # ---------------------------------------------------------------- PySlowFast and TimeSformer
 
 
-def write_pyslowfast(path: Path, state: State, *, cfg: str = "") -> Path:
+def write_pyslowfast(path: Path, state: State, arch: tuple[str, str] = VIT) -> Path:
     """Write a checkpoint of PySlowFast, or of TimeSformer, which was made from it.
 
     Args:
         path: the file.
         state: under the project's names.
-        cfg: the text of its config; "" is that of an X3D.
+        arch: its config's MODEL.ARCH and MODEL.MODEL_NAME.
     """
-    text = cfg or CFG.format(arch="x3d", model_name="X3D", num_classes=400)
     buffers = {i: {"momentum_buffer": torch.ones(3)} for i in range(2)}
     groups = [{"lr": 0.1, "weight_decay": 1e-4, "nesterov": True, "params": [0, 1]}]
     checkpoint = {
         "epoch": 299,
         "model_state": tensors(state),
         "optimizer_state": {"state": buffers, "param_groups": groups},
-        "cfg": text,
+        "cfg": CFG.format(arch=arch[0], model_name=arch[1]),
     }
     torch.save(checkpoint, path)
     return path
@@ -155,8 +156,8 @@ def blobs(state: State, mapping: Mapping[str, Any], *, squeezed: bool) -> dict[s
         for name, value in weights.items()
         if not name.endswith(("_rm", "_riv"))
     }
-    solver = {"lr": np.array([1e-5], np.float32), "model_iter": np.array([240000], np.int64)}
-    return weights | momentum | solver
+    solver: State = {"lr": np.array([1e-5], np.float32), "model_iter": np.array([240000], np.int64)}
+    return {**weights, **momentum, **solver}
 
 
 def _without_last_ones(value: np.ndarray) -> np.ndarray:
@@ -182,7 +183,9 @@ def write_caffe2(
 class _Python2Pickler(pickle._Pickler):
     """Writes texts and bytes alike, as Python 2's `str`, and numpy by its old names."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    write: Callable[[bytes], object]
+    memoize: Callable[[object], None]
+    dispatch: ClassVar[dict[Any, Any]] = dict(pickle._Pickler.dispatch)
 
     def save_text(self, text: str | bytes) -> None:
         raw = text.encode("latin1") if isinstance(text, str) else text
