@@ -184,10 +184,11 @@ def test_a_prompt_may_be_missing_and_keeps_its_start(tmp_path):
     assert torch.equal(model.prompts["0"].power_norm.m, start)
 
 
-def test_a_prompt_the_model_has_not_is_reported(tmp_path):
+def test_a_prompt_the_model_has_not_is_reported_and_warned_of(tmp_path, caplog):
     other, model = make("x3d", prompt=True), make("x3d")
     report = load_pretrained(model, write(tmp_path / "a.pt", other.state_dict(), "model"))
     assert set(report.unexpected) == {"prompts.0.power_norm.m", "prompts.0.power_norm.n"}
+    assert "trained behind a prompt" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "head"), [("c2d", "blocks.6.proj"), ("timesformer", "head")])

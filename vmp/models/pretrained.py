@@ -153,11 +153,13 @@ def load_pretrained(
             own[name].copy_(value)
     for line in report.lines():
         logger.info("%s", line)
-    _warn_of_luma(model, report)
+    _warn_of_prompt(model, report)
     return report
 
 
-def _warn_of_luma(model: VideoModel, report: PretrainedReport) -> None:
+def _warn_of_prompt(model: VideoModel, report: PretrainedReport) -> None:
+    if any(name.startswith(PROMPT) for name in report.unexpected):
+        logger.warning("the file's backbone was trained behind a prompt, the model has none for it")
     learned = any(name.startswith(PROMPT) for name in report.used)
     lumas = [prompt.luma for prompt in model.prompts.values() if isinstance(prompt, MotionPrompt)]
     if report.source == "timesformer" and learned and "rgb" in lumas:
