@@ -24,6 +24,7 @@ from vmp.utils.weights_file import WeightsFile, read_weights, write_safetensors
 TORCH_SUFFIXES = (".pth", ".pyth", ".pt")
 # What a checkpoint of ours says of its training, and a converted file goes on saying.
 KEPT_FACTS = ("epoch", "step", "config", "recipe")
+ORIGIN = ("source", "source_file", "source_sha256")
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,7 +34,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("out", metavar="OUT", type=Path, help=".safetensors, .pth or .pyth")
     parser.add_argument("--to", choices=TARGETS, default="vmp", help="whose names (ours)")
     parser.add_argument(
-        "--cfg", metavar="FILE", help="recipe of the network; every entry is then checked with it"
+        "--cfg",
+        metavar="FILE",
+        help="recipe of the network: every entry is checked with it, and OUT names it; needed "
+        "where IN does not tell whether its C2D has a temporal pool",
     )
     parser.add_argument("--sha256", default="", metavar="HEX", help="of IN; checked")
     parser.add_argument(
@@ -100,19 +104,13 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 def facts(args: argparse.Namespace, file: WeightsFile, named: Named) -> dict[str, str]:
     """Return what OUT says of itself."""
     kept = {name: str(file.facts[name]) for name in KEPT_FACTS if name in file.facts}
-    recipe = {"recipe": Path(args.cfg).stem} if args.cfg else {}
-    return (
-        kept
-        | recipe
-        | {
-            "names": args.to,
-            "network": named.layout,
-            "source": named.source,
-            "source_file": file.path.name,
-            "source_sha256": file.sha256,
-            "written_by": f"vmp {vmp.__version__}",
-        }
-    )
+    if args.cfg:
+        kept["recipe"] = Path(args.cfg).stem
+    origin = dict(zip(ORIGIN, (named.source, file.path.name, file.sha256), strict=True))
+    if named.source == "vmp":  # converted before: where it first came from
+        origin |= {name: str(file.facts[name]) for name in ORIGIN if name in file.facts}
+    written = {"names": args.to, "network": named.layout, "written_by": f"vmp {vmp.__version__}"}
+    return kept | origin | written
 
 
 def write(out: Path, state: dict[str, Tensor], to: str, facts: dict[str, str]) -> None:
@@ -128,11 +126,17 @@ def write(out: Path, state: dict[str, Tensor], to: str, facts: dict[str, str]) -
 
 
 def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Say whether names, types and bits agree."""
+    """Say whether names, types, shapes and bits agree."""
     return one.keys() == other.keys() and all(
-        one[name].dtype == value.dtype and torch.equal(one[name], value)
+        (one[name].dtype, one[name].shape) == (value.dtype, value.shape)
+        and torch.equal(bits(one[name]), bits(value))
         for name, value in other.items()
     )
+
+
+def bits(value: Tensor) -> Tensor:
+    """Return the bytes of a tensor: a NaN is not equal to itself, and -0.0 is equal to 0.0."""
+    return value.detach().contiguous().view(-1).view(torch.uint8)
 
 
 if __name__ == "__main__":

@@ -132,8 +132,8 @@ def test_names_of_which_only_some_are_wrapped_are_refused():
 
 
 def test_names_of_two_projects_or_of_none_are_refused():
-    with pytest.raises(ValueError, match=r"vmp's \(backbone\.a\) and pyslowfast's \(s1\."):
-        detect_source(["backbone.a", "s1.pathway0_stem.conv.weight"])
+    with pytest.raises(ValueError, match=r"vmp's \(backbone\.net\.a\) and pyslowfast's \(s1\."):
+        detect_source(["backbone.net.a", "s1.pathway0_stem.conv.weight"])
     with pytest.raises(ValueError, match=r"\(a\.b, c\.d\) are none we know"):
         detect_source(["a.b", "c.d"])
 

@@ -603,3 +603,54 @@ def test_a_report_says_what_became_of_each_entry(tmp_path, caplog):
     assert set(written["used"]) | set(written["missing"]) | set(written["dropped"]) == set(
         model.state_dict()
     )
+
+
+# ---------------------------------------------------------------- found by trying to break it
+
+
+def test_a_name_in_a_file_can_t_forge_lines_of_the_log(tmp_path):
+    state = as_pyslowfast(make("x3d")) | {"evil\nroot: all good": torch.ones(1)}
+    said = refusal(make("x3d"), state, tmp_path)
+    assert "\n" not in said
+    assert r"evil\nroot: all good" in said
+
+
+def test_not_strict_the_other_pool_is_a_warning(tmp_path, caplog):
+    state = as_pyslowfast(make("c2d", temporal_pool=False))
+    path = write(tmp_path / "a.pyth", state, cfg="MODEL:\n  ARCH: c2d_nopool\n")
+    load_pretrained(make("c2d"), path, strict=False)
+    assert "Set C2D.TEMPORAL_POOL False" in caplog.text
+
+
+def test_a_video_network_of_a_thousand_classes_is_not_taken_for_an_image_network(tmp_path):
+    state = as_pyslowfast(make("c2d", classes=1000, temporal_pool=False))
+    path = write(tmp_path / "a.pyth", state, cfg="MODEL:\n  ARCH: c2d_nopool\n")
+    with pytest.raises(ValueError, match="Set C2D.TEMPORAL_POOL False"):
+        load_pretrained(make("c2d", classes=1000), path)
+
+
+def test_half_a_prompt_is_refused(tmp_path):
+    model = make("timesformer", prompt=True)
+    state = {"vmps.m": torch.ones(1)} | as_timesformer(model)
+    assert "missing (1): prompts.0.power_norm.n" in refusal(model, state, tmp_path)
+
+
+def test_values_too_large_for_the_model_s_numbers_are_refused(tmp_path):
+    state = {name: value.double() for name, value in inside(make("x3d")).items() if value.ndim}
+    state["blocks.0.norm.weight"] = state["blocks.0.norm.weight"] * 1e300
+    assert "blocks.0.norm.weight holds values that are not" in refusal(make("x3d"), state, tmp_path)
+
+
+def test_counters_saved_as_floats_are_taken(tmp_path):
+    other, model = make("x3d"), make("x3d")
+    state = {name: value.float() for name, value in inside(other).items()}
+    load_pretrained(model, write(tmp_path / "a.pyth", state))
+    assert_equal(model, other)
+
+
+@pytest.mark.parametrize("stranger", ["blocks.0.ls1.gamma", "reg_token"])
+def test_parts_of_other_vits_are_not_taken_for_another_depth(stranger, tmp_path):
+    state = as_image_vit(make("timesformer")) | {stranger: torch.ones(1)}
+    said = refusal(make("timesformer"), state, tmp_path)
+    assert "unexpected (1): " in said
+    assert "deeper" not in said

@@ -105,6 +105,22 @@ def test_a_checkpoint_of_ours_keeps_what_it_says_of_its_training(tmp_path, monke
         assert_same(file.tensors, model.state_dict())
 
 
+def test_the_first_origin_is_kept_however_often_it_is_converted(tmp_path, monkeypatch):
+    path = write(tmp_path / "x3d_xs.pyth", as_pyslowfast(make("x3d")))
+    assert convert(monkeypatch, path, tmp_path / "a.safetensors") == ""
+    assert convert(monkeypatch, tmp_path / "a.safetensors", tmp_path / "b.safetensors") == ""
+    facts = read_weights(tmp_path / "b.safetensors").facts
+    assert (facts["source"], facts["source_file"]) == ("pyslowfast", "x3d_xs.pyth")
+    assert facts["source_sha256"] == read_weights(path).sha256
+
+
+def test_values_that_are_not_equal_to_themselves_are_the_same_bits(tmp_path, monkeypatch):
+    state = {name: value.clone() for name, value in as_pyslowfast(make("x3d")).items()}
+    state["head.projection.bias"][:2] = torch.tensor([float("nan"), -0.0])
+    path = write(tmp_path / "in.pyth", state)
+    assert convert(monkeypatch, path, tmp_path / "out.safetensors") == ""
+
+
 def test_a_recipe_is_checked_and_named(tmp_path, monkeypatch):
     path = write(tmp_path / "in.pyth", as_pyslowfast(make("c2d")))
     out = tmp_path / "out.safetensors"

@@ -350,3 +350,18 @@ def test_a_damaged_pickle_is_read_or_refused_in_one_line(protocol):
             complaints.append(str(error))
     assert len(complaints) > 200
     assert all(len(complaint.splitlines()) == 1 for complaint in complaints)
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"\x80\x02cnumpy\ndtype\n(K\x01" + b"2\x86" * 40 + b"tR.",
+        b"\x80\x02cnumpy.core.numeric\n_frombuffer\n(C\x00cnumpy\ndtype\nX\x02\x00\x00\x00f4\x85RK\x01"
+        + b"2\x86" * 40
+        + b"X\x01\x00\x00\x00CtR.",
+    ],
+    ids=["type", "shape"],
+)
+def test_what_would_be_endless_as_text_is_refused_at_once(pickled):
+    with pytest.raises(ValueError, match="holds"):
+        read_numpy_pickle(io.BytesIO(pickled))

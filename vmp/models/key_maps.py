@@ -19,7 +19,7 @@ Rule = tuple[str, str]
 SOURCES = ("vmp", "pyslowfast", "pytorchvideo", "caffe2", "timesformer", "timm", "resnet")
 # What tells a source by its names.
 SIGNS = {
-    "vmp": r"(backbone|prompts)\..+",
+    "vmp": r"(backbone\.net|prompts)\..+",
     "pyslowfast": r"s[1-5]\.pathway\d_.+",
     "caffe2": r"(t_)?(conv1|res\d_\d+_branch2[abc])_w",
     "timesformer": r"model\.cls_token|time_embed|blocks\.\d+\.temporal_.+",
@@ -59,7 +59,7 @@ def strip_wrappers(names: Iterable[str]) -> dict[str, str]:
             if wrapped:
                 raise ValueError(
                     f"{len(wrapped)} of {len(stripped)} names begin with {wrapper!r} "
-                    f"({wrapped[0]}) and the others do not: give all or none the prefix"
+                    f"({printable(wrapped[0])}) and the others do not: give all or none the prefix"
                 )
         else:
             break
@@ -81,7 +81,7 @@ def detect_source(names: Iterable[str]) -> str:
     if len(found) == 1:
         return next(iter(found))
     if found:
-        several = " and ".join(f"{source}'s ({name})" for source, name in found.items())
+        several = " and ".join(f"{source}'s ({printable(name)})" for source, name in found.items())
         raise ValueError(f"the names are {several}: one file holds the weights of one model")
     raise ValueError(
         f"the names ({listed(names)}) are none we know; rename them as one of these has them: "
@@ -153,17 +153,25 @@ def to_theirs(names: Iterable[str], source: str, layout: str) -> dict[str, str]:
 
 
 def listed(names: Iterable[str], most: int = 4) -> str:
-    """Return the first `most` names, and how many more there are."""
-    names = list(names)
+    """Return the first `most` names, and how many more there are, in one printable line."""
+    names = [printable(name) for name in names]
     more = f", ... {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def printable(name: str) -> str:
+    """Return a name that a file gave as one short line."""
+    name = name if len(name) <= 200 else f"{name[:200]}..."
+    return name if name.isprintable() else ascii(name)
 
 
 def _one_to_one(names: dict[str, str]) -> dict[str, str]:
     seen: dict[str, str] = {}
     for name, other in names.items():
         if seen.setdefault(other, name) != name:
-            raise ValueError(f"{seen[other]} and {name} are two names for one entry, {other}")
+            raise ValueError(
+                f"{listed((seen[other], name))} are two names for one entry, {printable(other)}"
+            )
     return names
 
 
@@ -197,8 +205,8 @@ def _chain(source: str, layout: str) -> tuple[tuple[Rule, ...], ...]:
     fits = (source in ("timesformer", "timm")) == (layout == "timesformer")
     if not fits or layout not in LAYOUTS or (layout == "x3d" and source == "caffe2"):
         raise ValueError(
-            f"the names are {source}'s, which has no {layout} network: take the recipe of the "
-            "network that the file holds"
+            f"the names are {source}'s, which has no {layout} network: take names and a network "
+            "that go together"
         )
     if source == "pytorchvideo":
         # behind "model." where PySlowFast trained it (its PTVResNet and the like)

@@ -30,6 +30,7 @@ from vmp.models.key_maps import (
 from vmp.models.timesformer import resize_times
 from vmp.models.video_model import VideoModel
 from vmp.prompts import MotionPrompt
+from vmp.utils.distributed import is_main
 from vmp.utils.weights_file import WeightsFile, read_weights
 
 logger = logging.getLogger(__name__)
@@ -159,11 +160,16 @@ def load_pretrained(
 
 def _warn_of_prompt(model: VideoModel, report: PretrainedReport) -> None:
     if any(name.startswith(PROMPT) for name in report.unexpected):
-        logger.warning("the file's backbone was trained behind a prompt, the model has none for it")
+        _warn("the file's backbone was trained behind a prompt, the model has none for it")
     learned = any(name.startswith(PROMPT) for name in report.used)
     lumas = [prompt.luma for prompt in model.prompts.values() if isinstance(prompt, MotionPrompt)]
     if report.source == "timesformer" and learned and "rgb" in lumas:
-        logger.warning("the release learned its prompt on swapped grey weights: PROMPT.LUMA bgr")
+        _warn("the release learned its prompt on swapped grey weights: PROMPT.LUMA bgr")
+
+
+def _warn(message: str, *arguments: object) -> None:
+    if is_main():  # all ranks read the same
+        logger.warning(message, *arguments)
 
 
 def _fit_file(
@@ -175,9 +181,8 @@ def _fit_file(
         source = detect_source(state)
     own = model.state_dict()
     layout = detect_layout(own)
-    still = _is_for_images(state)
-    if strict:
-        _check_network(file, list(state), source, layout, still)
+    still = _is_for_images(state) and not _states_a_video_network(file)
+    _check_network(file, list(state), source, layout, still, strict)
     names = to_ours(state, source, layout)
     fit = _Fit(own, resize, still)
     for theirs, ours in names.items():
@@ -189,7 +194,7 @@ def _fit_file(
     if not report.used or (strict and misfits):
         raise ValueError(_advice(report, misfits))
     for name, value in fit.fitted.items():
-        if value.is_floating_point() and not value.isfinite().all():
+        if value.is_floating_point() and not value.to(own[name].dtype).isfinite().all():
             raise ValueError(f"{name} holds values that are not finite: take another checkpoint")
     return fit.fitted, report
 
@@ -214,6 +219,8 @@ class _Fit:
             self.details[name] = shape
             return
         wanted = self.own[name]
+        if name.endswith(".num_batches_tracked") and not value.is_complex():
+            value = value.to(wanted.dtype)  # some tools save every entry as a float
         if value.is_floating_point() != wanted.is_floating_point() or value.is_complex():
             raise ValueError(f"{name} is {value.dtype}, the model's is {wanted.dtype}")
         if value.shape == wanted.shape:
@@ -315,6 +322,11 @@ def _is_for_images(state: Mapping[str, Tensor]) -> bool:
     return not kernels or (_see_one_frame(kernels) and any(len(v) == 1000 for v in heads))
 
 
+def _states_a_video_network(file: WeightsFile) -> bool:
+    """Say whether the file's config names a network that only videos have."""
+    return re.search(r"(c2d|i3d)_nopool|ResNet_nopool", str(file.facts.get("cfg", ""))) is not None
+
+
 def _see_one_frame(kernels: Iterable[Tensor]) -> bool:
     return all(kernel.shape[2] == 1 for kernel in kernels)
 
@@ -363,19 +375,30 @@ def _resized(name: str, value: Tensor, wanted: Tensor, resize: str) -> Tensor | 
 
 
 def _check_network(
-    file: WeightsFile, names: list[str], source: str, layout: str, still: bool
+    file: WeightsFile, names: list[str], source: str, layout: str, still: bool, strict: bool
 ) -> None:
-    """Refuse a file of another kind of network, and a C2D whose temporal pool differs."""
+    """Refuse a file of another kind of network, and a C2D whose temporal pool differs.
+
+    Not `strict`, the first may give a part of its weights, and the second is a warning.
+    """
     theirs = detect_foreign_layout(names, source)
     if "other" in (theirs, layout):  # a backbone of your own
         return
     if theirs.partition("_")[0] != layout.partition("_")[0]:
+        if not strict:
+            return
         raise ValueError(
             f"it holds {FRIENDLY[theirs]}, the model is {FRIENDLY[layout]}: set MODEL.NAME and the "
             "recipe to what the file holds"
         )
-    if theirs.startswith("resnet") and not still:
+    if not theirs.startswith("resnet") or still:
+        return
+    try:
         _check_pool(file, theirs, layout)
+    except ValueError as error:
+        if strict:
+            raise
+        _warn("%s: %s", file.path, error)
 
 
 def _check_pool(file: WeightsFile, theirs: str, layout: str) -> None:
@@ -390,7 +413,7 @@ def _check_pool(file: WeightsFile, theirs: str, layout: str) -> None:
         if stated is None:
             kernels = (value for value in file.tensors.values() if value.ndim == 5)
             if _see_one_frame(kernels):  # a C2D
-                logger.warning(
+                _warn(
                     "%s does not say whether its C2D has the temporal pool, which the model has%s: "
                     "the weights fit both. PySlowFast's zoo has only one without (C2D_NOPOOL)",
                     *(file.path, "" if wanted else " not"),
@@ -421,8 +444,15 @@ def stated_pool(file: WeightsFile) -> tuple[bool | None, str]:
 
 def _misfits(report: PretrainedReport) -> list[str]:
     """Return the names that a strict load refuses."""
-    misfits = [n for n in (*report.missing, *report.unexpected) if not n.startswith(PROMPT)]
+    prompts = {_pathway(name) for name in report.used if name.startswith(PROMPT)}
+    misfits = [n for n in report.missing if not n.startswith(PROMPT) or _pathway(n) in prompts]
+    misfits += [n for n in report.unexpected if not n.startswith(PROMPT)]
     return [n for n in (*misfits, *report.dropped) if not _HEAD.fullmatch(n)]
+
+
+def _pathway(name: str) -> str:
+    """Return the number of the pathway that a prompt's entry is of."""
+    return name.removeprefix(PROMPT).partition(".")[0]
 
 
 def _advice(report: PretrainedReport, misfits: list[str]) -> str:
@@ -462,8 +492,15 @@ def _hint(report: PretrainedReport, misfits: Iterable[str]) -> str:
         return "its kernels span other frames or widths (C2D, I3D): check MODEL.NAME and the recipe"
     if among(r"nonlocal", report.unexpected):
         return "non-local networks are not among our backbones"
-    deeper = among(r"\.(res_blocks|blocks)\.\d+\.", report.unexpected)
-    shallower = among(r"\.(res_blocks|blocks)\.\d+\.", report.missing)
+    present = _blocks(report.used)
+    deeper = _blocks(report.unexpected) - present - _blocks(report.missing)
+    shallower = _blocks(report.missing) - present
     if bool(deeper) != bool(shallower):
         return f"its network is {'deeper' if deeper else 'shallower'}: set the depth of the recipe"
     return "check MODEL.NAME and the recipe, or allow it with TRAIN.INIT_STRICT False"
+
+
+def _blocks(names: Iterable[str]) -> set[str]:
+    """Return the residual and ViT blocks that entries are of."""
+    found = (re.match(r".*\.(res_blocks|blocks)\.\d+(?=\.)", name) for name in names)
+    return {match[0] for match in found if match}

@@ -109,7 +109,7 @@ class _Array:
         self.value = _make_array(raw, kind, shape, "F" if in_fortran_order else "C")
 
 
-def _make_array(raw: object, kind: object, shape: object, order: str) -> np.ndarray[Any, Any]:
+def _make_array(raw: object, kind: object, shape: object, order: object) -> np.ndarray[Any, Any]:
     data = raw.encode("latin1") if isinstance(raw, str) else raw  # Python 2 has bytes as str
     if not isinstance(data, bytes) or not isinstance(kind, NumpyType):
         raise _RefusedError("holds an array that is not made of bytes and a type of numbers")
@@ -142,7 +142,7 @@ def _from_buffer(
     if axes is not None:  # numpy 2.3 and later, for an array whose axes are permuted in memory
         return _permuted(_make_array(raw, kind, shape, "C"), axes)
     array = _Array()
-    array.value = _make_array(raw, kind, shape, str(order))
+    array.value = _make_array(raw, kind, shape, order)
     return array
 
 
@@ -332,7 +332,15 @@ def _settled(value: Any, done: dict[int, Any], depth: int = 0) -> Any:
     return made
 
 
+def _shown_number(value: object) -> str:
+    plain = type(value) is tuple and len(value) <= _MOST_DIMENSIONS
+    if plain and all(type(side) in (int, float) for side in value):  # type: ignore[attr-defined]
+        return str(value)[:120]
+    return type(value).__name__
+
+
 def _shown(value: object) -> str:
     """Return what a file named, in one short line."""
-    text = str(value)[:120]
+    # containers only by their kind: a small file may hold one whose text has no end
+    text = value[:120] if isinstance(value, str) else _shown_number(value)
     return text if text.isprintable() else ascii(text)
