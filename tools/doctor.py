@@ -1,10 +1,14 @@
 """Say what is wrong before a run finds out.
 
 python tools/doctor.py data --cfg CFG [KEY VALUE ...]     # the data set of a config
+srun python tools/doctor.py dist --output-dir FOLDER      # the processes and hosts of a run
 
 `data` opens every video once and judges every record. It ends with status 0 if the evaluation set
 is whole, 1 if it is not, 2 if the command is wrong. It can be stopped at any time: the same command
 goes on from there.
+
+`dist` lets the processes that srun, torchrun or mpirun start (or --processes of its own) meet, add
+up, and look at their clocks and at a folder. It ends with status 0 if all is well.
 """
 
 import argparse
@@ -21,6 +25,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import doctor_dist
 from fvcore.common.config import CfgNode
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -103,6 +108,11 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--no-speed", dest="speed", action="store_false", help="do not time the loader"
     )
+    dist = commands.add_parser(
+        "dist", help="let the processes of a run meet", description=doctor_dist.__doc__
+    )
+    dist.set_defaults(run=doctor_dist.check_dist, parser=dist)
+    doctor_dist.add_arguments(dist)
     return parser
 
 

@@ -2,9 +2,18 @@
 
 import argparse
 
-from vmp.config import load_cfg
-from vmp.engine import launch, run
-from vmp.utils.cli import run_cli
+from vmp.utils import signals
+
+# before torch is imported, which takes seconds: a batch system may signal by then. Processes that
+# this one starts import this file too
+signals.install()
+
+from fvcore.common.config import CfgNode  # noqa: E402
+
+from vmp.config import load_cfg  # noqa: E402
+from vmp.engine import launch, run  # noqa: E402
+from vmp.engine.checkpoint import list_checkpoints  # noqa: E402
+from vmp.utils.cli import run_cli  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -12,9 +21,20 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="a YAML file of configs/")
     parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides, see vmp/config"
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="overrides, as TRAIN.INIT_FROM x3d_m.pyth; GETTING_STARTED.md lists the usual ones",
     )
     return parser.parse_args()
+
+
+def tell_last_checkpoint(cfg: CfgNode) -> str:
+    """Return what is left of a training that another rank has ended."""
+    kept = list_checkpoints(cfg.OUTPUT_DIR)
+    if not kept:
+        return "there is no checkpoint yet"
+    return f"the last checkpoint is {kept[-1]}, the same command goes on from it"
 
 
 def main() -> None:
@@ -27,6 +47,7 @@ def main() -> None:
         num_gpus=cfg.NUM_GPUS,
         num_processes=cfg.NUM_PROCESSES,
         timeout=cfg.DIST_TIMEOUT,
+        on_lost_rank=tell_last_checkpoint,
     )
 
 

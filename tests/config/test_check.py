@@ -14,8 +14,8 @@ from vmp.prompts import POWER_NORMS
     ("opts", "message"),
     [
         ("NUM_PROCESSES 3 TRAIN.BATCH_SIZE 64", "TRAIN.BATCH_SIZE is 64.*3 processes.*63"),
-        ("NUM_GPUS 8 TRAIN.BATCH_SIZE 12 TEST.BATCH_SIZE 8", "TRAIN.BATCH_SIZE is 12.*e.g. 8"),
-        ("NUM_GPUS 8 TEST.BATCH_SIZE 4", "TEST.BATCH_SIZE is 4.*e.g. 8"),
+        ("NUM_GPUS 8 TRAIN.BATCH_SIZE 12", "TRAIN.BATCH_SIZE is 12.*e.g. 8"),
+        ("TEST.CPU_THREADS 0", "TEST.CPU_THREADS is 0; it must be at least 1"),
         ("TRAIN.GLOBAL_BATCH_SIZE 100", "GLOBAL_BATCH_SIZE is 100.*multiple.*64"),
         ("PROMPT.ENABLE True PROMPT.PATHWAYS [1]", "x3d has 1 pathway"),
         ("PROMPT.ENABLE True PROMPT.PATHWAYS []", "at least one"),
@@ -67,8 +67,9 @@ def test_values_that_do_not_go_together_are_refused(opts, message):
 
 
 def test_batches_must_divide_among_the_launchers_ranks(monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "5")
+    launcher = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 5, "MASTER_ADDR": "a", "MASTER_PORT": 1}
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, str(value))
     with pytest.raises(ValueError, match="5 processes"):
         load_cfg(None)
 

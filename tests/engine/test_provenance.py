@@ -25,7 +25,7 @@ def test_where_and_how_fast_does_not_change_the_hash_of_a_config():
 
 
 def test_differences_name_key_and_values():
-    there, here = dumped("RNG_SEED", 1), dumped("PROMPT.ENABLE", True, "TEST.BATCH_SIZE", 2)
+    there, here = dumped("RNG_SEED", 1), dumped("PROMPT.ENABLE", True, "TEST.NUM_ENSEMBLE_VIEWS", 2)
     assert training_differences(there, here) == [
         "PROMPT.ENABLE (False there, True here)",
         "RNG_SEED (1 there, 0 here)",

@@ -1,11 +1,9 @@
 """Train and test end to end, in one process."""
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
-from signal import SIGINT
 
 import numpy as np
 import pytest
@@ -229,11 +227,15 @@ def test_nothing_is_begun_over_checkpoints_that_cannot_be_read(make_cfg):
     assert only.exists()
 
 
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
 def test_a_validation_that_a_kill_cut_off_is_done_by_the_resumed_run(make_cfg, monkeypatch):
     cfg = make_cfg(SOLVER__MAX_EPOCH=1, TRAIN__EVAL_PERIOD=1)
     runner = sys.modules["vmp.engine.run"]
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "predict", lambda *args, **kwargs: os.kill(os.getpid(), SIGINT))
+        patch.setattr(runner, "predict", interrupt)
         with pytest.raises(KeyboardInterrupt):
             engine.train(cfg)
     engine.train(cfg)

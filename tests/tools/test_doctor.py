@@ -49,7 +49,7 @@ also gone.mp4 2
 
 
 @pytest.fixture(scope="module")
-def tool():
+def tool(doctor_dist):
     yield from load_module("doctor", TOOL)
 
 

@@ -287,7 +287,10 @@ WRONG = {
         "another pickle protocol than 2",
     ),
     "zip cut": (lambda: saved(WEIGHTS)[:-30], "a zip archive cut short or damaged; get it again"),
-    "zip damaged": (lambda: flipped(saved(WEIGHTS), DATA), "a zip archive cut short or damaged"),
+    "zip damaged": (
+        lambda: flipped(saved(WEIGHTS), DATA),
+        "is damaged or no file of weights .Bad CRC-32",
+    ),
     "legacy cut": (lambda: saved(WEIGHTS, **LEGACY)[:-3], "damaged.*unexpected EOF"),
     "legacy cut early": (
         lambda: saved(WEIGHTS, **LEGACY)[:200],

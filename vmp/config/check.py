@@ -65,16 +65,20 @@ RANGES: dict[str, tuple[float, float]] = {
     "TRAIN.BATCH_SIZE": (1, math.inf),
     "TRAIN.EVAL_PERIOD": (0, math.inf),
     "TRAIN.CHECKPOINT_PERIOD": (1, math.inf),
+    "TRAIN.CHECKPOINT_STEPS": (0, math.inf),
+    "TRAIN.CHECKPOINT_MINUTES": (0, math.inf),
     "TRAIN.CHECKPOINT_KEEP": (0, math.inf),
     "TRAIN.LAST_BLOCKS": (1, math.inf),
     "TRAIN.MIXUP_ALPHA": (0, math.inf),
     "TRAIN.CUTMIX_ALPHA": (0, math.inf),
     "TEST.BATCH_SIZE": (1, math.inf),
+    "TEST.CPU_THREADS": (1, math.inf),
     "TEST.NUM_ENSEMBLE_VIEWS": (1, math.inf),
     "SOLVER.BASE_LR": (0, math.inf),
     "SOLVER.MAX_EPOCH": (1, math.inf),
     "SOLVER.WARMUP_EPOCHS": (0, math.inf),
     "SOLVER.CLIP_GRAD_L2NORM": (0, math.inf),
+    "SOLVER.EMA_DECAY": (0, 0.999999),
     "SOLVER.LABEL_SMOOTHING": (0, 0.999),
     "SOLVER.MOMENTUM": (0, 1),
     "SOLVER.WEIGHT_DECAY": (0, math.inf),
@@ -87,6 +91,7 @@ def check_cfg(cfg: CfgNode) -> None:
     _check_classes(cfg)
     _check_batches(cfg)
     _check_prompt(cfg)
+    _check_initial_weights(cfg)
     _check_parts(cfg)
     _check_frames(cfg)
     _check_crops(cfg)
@@ -141,15 +146,13 @@ def count_processes(cfg: CfgNode) -> int:
 
 def _check_batches(cfg: CfgNode) -> None:
     ranks = count_processes(cfg)
-    for name in ("TRAIN.BATCH_SIZE", "TEST.BATCH_SIZE"):
-        value = _get(cfg, name)
-        if value % ranks:
-            near = max(ranks, value // ranks * ranks)
-            raise ValueError(
-                f"{name} is {value}, which does not divide among {ranks} processes; it counts the "
-                f"clips of all of them: set a multiple of {ranks}, e.g. {near}"
-            )
     batch, effective = cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.GLOBAL_BATCH_SIZE
+    if batch % ranks:
+        near = max(ranks, batch // ranks * ranks)
+        raise ValueError(
+            f"TRAIN.BATCH_SIZE is {batch}, which does not divide among {ranks} processes; it "
+            f"counts the clips of all of them: set a multiple of {ranks}, e.g. {near}"
+        )
     if effective and (effective < batch or effective % batch):
         raise ValueError(
             f"TRAIN.GLOBAL_BATCH_SIZE is {effective}; it must be 0 or a multiple of "
@@ -172,6 +175,14 @@ def _check_prompt(cfg: CfgNode) -> None:
         raise ValueError(
             f"DATA.NUM_FRAMES is {cfg.DATA.NUM_FRAMES}; a motion prompt needs at least two "
             f"differences, so at least {2 * slowest} frames here"
+        )
+
+
+def _check_initial_weights(cfg: CfgNode) -> None:
+    if cfg.TRAIN.INIT_SHA256 and not cfg.TRAIN.INIT_FROM:
+        raise ValueError(
+            f"TRAIN.INIT_SHA256 is {cfg.TRAIN.INIT_SHA256!r} and TRAIN.INIT_FROM names no file; "
+            "set INIT_FROM, or take the hash out"
         )
 
 

@@ -246,7 +246,11 @@ _C.TRAIN.GLOBAL_BATCH_SIZE = 0
 _C.TRAIN.EVAL_PERIOD = 10
 # Epochs between two checkpoints. The last epoch is always written.
 _C.TRAIN.CHECKPOINT_PERIOD = 1
-# Newest checkpoints that are kept; 0 keeps all.
+# Updates between two checkpoints within an epoch; 0: none.
+_C.TRAIN.CHECKPOINT_STEPS = 0
+# Minutes between two checkpoints within an epoch, which a kill then costs at most; 0: none.
+_C.TRAIN.CHECKPOINT_MINUTES = 15.0
+# Newest checkpoints that are kept, the best (of the validations) besides; 0 keeps all.
 _C.TRAIN.CHECKPOINT_KEEP = 3
 # Go on from the newest checkpoint in OUTPUT_DIR, on a CPU to the bit. Wins over INIT_FROM.
 _C.TRAIN.AUTO_RESUME = True
@@ -281,8 +285,12 @@ _C.TRAIN.CUTMIX_ALPHA = 0.0
 _C.TEST = CfgNode()
 # Test, after the training if there is one.
 _C.TEST.ENABLE = True
-# Clips of one forward pass, over all ranks.
-_C.TEST.BATCH_SIZE = 64
+# Clips of one forward pass of a rank; not divided among the ranks, so that the results do not
+# depend, not even in their last bits, on how many there are.
+_C.TEST.BATCH_SIZE = 8
+# Threads of a rank on the CPU in a test; with equal numbers results are equal to the bit. More
+# processes (NUM_PROCESSES) use more cores.
+_C.TEST.CPU_THREADS = 1
 # Clips per video, evenly spaced in time: 10, TimeSformer 1 [Z][C].
 _C.TEST.NUM_ENSEMBLE_VIEWS = 10
 # Crops per clip: 1 (centre) or 3 (left, centre, right, or top to bottom) [Z][C].
@@ -322,6 +330,9 @@ _C.SOLVER.WEIGHT_DECAY = 1e-4
 _C.SOLVER.BETAS = [0.9, 0.999]
 # Largest L2 norm of the gradient; 0: no clipping.
 _C.SOLVER.CLIP_GRAD_L2NORM = 0.0
+# Validate, test and keep as the model an exponential moving average of the weights, updated with
+# this decay after each update; 0: none.
+_C.SOLVER.EMA_DECAY = 0.0
 # Share of the target spread over all classes.
 _C.SOLVER.LABEL_SMOOTHING = 0.0
 

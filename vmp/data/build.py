@@ -59,7 +59,11 @@ def build_loader(cfg: CfgNode, split: str, rank: int = 0, world_size: int = 1) -
         pick_frames, transform = build_test_view(cfg, num_frames, num_clips, num_crops)
         size, num_views, replacements = cfg.DATA.TEST_CROP_SIZE, num_clips * num_crops, 0
         plan = EvalPlan(
-            len(records) * num_views, cfg.TEST.BATCH_SIZE, rank=rank, world_size=world_size
+            len(records) * num_views,
+            cfg.TEST.BATCH_SIZE,
+            rank=rank,
+            world_size=world_size,
+            num_workers=cfg.DATA_LOADER.NUM_WORKERS,
         )
     dataset = ClipDataset(
         records,

@@ -1,6 +1,6 @@
 """Which clips make a batch, on which rank; and the worker processes that decode them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from vmp.data.clips import Batch, ClipDataset, Key, Sample, collate
 from vmp.data.records import VideoRecord
+from vmp.utils import signals
 
 
 class Plan(Protocol):
@@ -75,29 +76,59 @@ class TrainPlan:
 class EvalPlan:
     """Batches for evaluation: every item exactly once, nothing padded, nothing shuffled.
 
-    Rank r has the r-th of W stretches of the items, so that the views of a video stay together and
-    share what is decoded. Ranks may differ by one item and one batch.
+    Batch k is items k * B to (k + 1) * B, on however many ranks: the last bits of what a network
+    makes of a clip depend on the size of its batch. Rank r has the r-th of W stretches of batches,
+    so that the views of a video stay together. The ranks' numbers of batches differ by at most 1.
+
+    DataLoader hands batches to its workers in turn. They are ordered so that each worker, too, gets
+    one stretch: it opens a video once for all its views. Only a video on the border between two
+    stretches is opened twice.
 
     Args:
         num_items: items in all.
-        batch_size: over all ranks; a rank's share of it is at least 1.
+        batch_size: B, of each rank.
         rank: from 0.
         world_size: W.
+        num_workers: of each rank's loader.
+
+    Attributes:
+        num_items: as given.
+        batch_size: as given.
     """
 
     def __init__(
-        self, num_items: int, batch_size: int, *, rank: int = 0, world_size: int = 1
+        self,
+        num_items: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
     ) -> None:
-        bounds = [num_items * r // world_size for r in (rank, rank + 1)]
-        self.items = range(*bounds)
-        self.share = max(batch_size // world_size, 1)
+        self.num_items = num_items
+        self.batch_size = batch_size
+        self._rank = rank
+        self._world_size = world_size
+        self._num_workers = max(1, num_workers)
+        self.leave_out([])
+
+    def leave_out(self, items: Sequence[int] | np.ndarray) -> None:
+        """Leave out `items` and no others; what is left is shared out anew. Alike on all ranks."""
+        self._wanted = np.ones(self.num_items, dtype=bool)
+        self._wanted[np.asarray(items, dtype=np.int64)] = False
+        left = np.unique(np.flatnonzero(self._wanted) // self.batch_size)
+        bounds = [len(left) * r // self._world_size for r in (self._rank, self._rank + 1)]
+        stretches = np.array_split(left[slice(*bounds)], self._num_workers)  # the longer ones first
+        turns = range(len(stretches[0]))
+        self._batches = [int(s[turn]) for turn in turns for s in stretches if turn < len(s)]
 
     def __len__(self) -> int:
-        return -(-len(self.items) // self.share)
+        return len(self._batches)
 
     def batch(self, epoch: int, number: int) -> list[int]:
-        """Return this rank's items of its batch `number`; `epoch` does not matter."""
-        return list(self.items[number * self.share : (number + 1) * self.share])
+        """Return the items of this rank's batch `number` not left out; `epoch` does not matter."""
+        first = self._batches[number] * self.batch_size
+        return [first + int(i) for i in np.flatnonzero(self._wanted[first:][: self.batch_size])]
 
 
 class _Keys(Sampler[list[Key]]):
@@ -135,6 +166,7 @@ class ClipLoader:
         records: the videos.
         class_names: index = label.
         num_views: views of each video.
+        plan: what is in the batches of this rank.
     """
 
     records: list[VideoRecord]
@@ -156,7 +188,7 @@ class ClipLoader:
         self.records = dataset.records
         self.class_names = class_names
         self.num_views = dataset.num_views
-        self._plan = plan
+        self.plan = plan
         self._keys = _Keys(plan)
         self._loader: DataLoader[Sample] = DataLoader(
             dataset,
@@ -173,7 +205,7 @@ class ClipLoader:
         )
 
     def __len__(self) -> int:
-        return len(self._plan)
+        return len(self.plan)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Return the batches of an epoch, from batch `start` on.
@@ -184,9 +216,11 @@ class ClipLoader:
         """
         self._keys.epoch = epoch
         self._keys.start = start
-        return iter(self._loader)
+        with signals.ignored():  # the workers start here, once
+            return iter(self._loader)
 
 
 def _start_worker(worker: int) -> None:
-    """Keep a worker to one core."""
+    """Keep a worker to one core, and to its work when the job is signalled: training ends it."""
     torch.set_num_threads(1)
+    signals.ignore()

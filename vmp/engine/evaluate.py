@@ -1,6 +1,9 @@
 """Evaluation: every view of every video exactly once, on any number of ranks, and its files."""
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,15 +13,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import vmp
 from vmp.data import ClipLoader
-from vmp.data.clips import Failure
+from vmp.data.clips import Batch, Failure
+from vmp.data.loader import EvalPlan
 from vmp.data.records import VideoRecord
 from vmp.engine.progress import progress_bar
+from vmp.engine.score_store import Scores, ScoreStore, join
 from vmp.engine.step import autocast
 from vmp.metrics import METRICS, confusion_matrix, ensemble_views, per_class_table
 from vmp.models import VideoModel
 from vmp.utils.distributed import gather_objects
-from vmp.utils.files import write_atomically, write_text
+from vmp.utils.files import sha256, sha256_of, write_atomically, write_text
+from vmp.utils.signals import Interrupted
+
+logger = logging.getLogger(__name__)
 
 
 class Predictions(NamedTuple):
@@ -50,85 +59,236 @@ def predict(
     device: torch.device,
     precision: torch.dtype = torch.float32,
     ensemble: str = "softmax",
+    threads: int = 0,
+    store: ScoreStore | None = None,
+    stop: Callable[[], str] = lambda: "",
 ) -> Predictions:
     """Return the model's predictions for the loader's split, the same on all ranks.
 
+    They are the same to the bit on any number of ranks, stopped and taken up again or not, if the
+    machines are alike and compute with the same number of threads. For the last bits of what a
+    network makes of a clip depend on the size of the batch and on the threads (measured on a CPU,
+    all backbones), not on the clip's place in the batch nor on its neighbours.
+
     Args:
         model: put into evaluation mode; its mode is restored.
-        loader: of this rank; the ranks' loaders together cover every view once.
+        loader: of this rank, with an EvalPlan; the ranks' loaders together cover every view once.
         device: where the model is.
         precision: of autocast.
         ensemble: what is averaged over the views, "softmax" or "logits".
+        threads: CPU threads to compute with; 0: as many as there are by now.
+        store: where scores are kept as they come and taken up from. Views that could not be decoded
+            are not in it and tried again: the reason may have been the machine that was stopped.
+        stop: asked before each batch; with an answer other than "", the reason, this rank
+            evaluates no further.
 
     Raises:
-        ValueError: a view came more than once or is missing without a reported failure.
+        Interrupted: `stop` gave a reason on any rank; on all of them, when they are done.
+        ValueError: a view came more than once or is missing without a reported failure, or nothing
+            could be evaluated.
     """
+    plan = loader.plan
+    assert isinstance(plan, EvalPlan)
+    stored = join([]) if store is None else store.take_up()
+    plan.leave_out(stored.item.numpy())
+    if len(stored.item):
+        logger.info("%d of %d views are there already", len(stored.item), plan.num_items)
     was_training = model.training
     model.eval()
-    logits: list[Tensor] = []
-    views: list[Tensor] = []  # rows (video, view, label)
-    failures: list[Failure] = []
-    with progress_bar(len(loader), "evaluate") as bar:
-        for batch in loader.epoch(0):
-            bar.update()
-            failures += batch.failures
-            if not len(batch.label):
-                continue
-            with autocast(device, precision):
-                output = model(batch.clip.to(device, non_blocking=True))
-            logits.append(output.logits.float().cpu())
-            views.append(torch.stack([batch.video, batch.view, batch.label], dim=1))
+    with _computing_with(threads or torch.get_num_threads()):
+        scores, failures, reason = _evaluate(model, loader, plan, device, precision, store, stop)
     model.train(was_training)
-    gathered = gather_objects((logits, views, failures))
+    gathered = gather_objects((join(scores), failures, reason))
+    reasons = [rank[2] for rank in gathered if rank[2]]
+    if reasons:
+        raise Interrupted(f"stopped by {reasons[0]} during an evaluation")
     return _combine(
-        [part for rank in gathered for part in rank[0]],
-        [part for rank in gathered for part in rank[1]],
-        sorted(failure for rank in gathered for failure in rank[2]),
+        join([stored, *(rank[0] for rank in gathered)]),
+        sorted(failure for rank in gathered for failure in rank[1]),
         loader=loader,
         ensemble=ensemble,
     )
 
 
-def _combine(
-    logits: Sequence[Tensor],
-    views: Sequence[Tensor],
-    failures: Sequence[Failure],
-    *,
+def _evaluate(
+    model: VideoModel,
     loader: ClipLoader,
-    ensemble: str,
+    plan: EvalPlan,
+    device: torch.device,
+    precision: torch.dtype,
+    store: ScoreStore | None,
+    stop: Callable[[], str],
+) -> tuple[list[Scores], list[Failure], str]:
+    """Return this rank's scores, its failures, and why it stopped early, "" if it didn't."""
+    scores: list[Scores] = []
+    failures: list[Failure] = []
+    reason = ""
+    underway: deque[_Underway] = deque()
+    with progress_bar(len(loader), "evaluate") as bar:
+        for batch in loader.epoch(0):
+            if reason := stop():
+                break
+            bar.update()
+            failures += batch.failures
+            if len(batch.label):
+                item = batch.video * loader.num_views + batch.view
+                underway.append(_start(model, batch, item, plan, device, precision))
+            if len(underway) > 1:
+                scores.append(_finish(underway.popleft(), store))
+    scores += [_finish(last, store) for last in underway]
+    if store is not None:
+        store.close()
+    return scores, failures, reason
+
+
+class _Underway(NamedTuple):
+    """Views at work on the device, which is given the next ones before these are asked for."""
+
+    item: Tensor
+    place: Tensor  # of the views in the batch
+    logits: Tensor  # of the batch, on the CPU; not there before `copied`
+    copied: torch.cuda.Event | None
+
+
+def _start(
+    model: VideoModel,
+    batch: Batch,
+    item: Tensor,
+    plan: EvalPlan,
+    device: torch.device,
+    precision: torch.dtype,
+) -> _Underway:
+    clip, place = _fill_up(batch.clip, item, plan)
+    with autocast(device, precision):
+        logits = model(clip.to(device, non_blocking=True)).logits.float()
+    logits = logits.to("cpu", non_blocking=True)  # from a GPU into page-locked memory
+    copied = None
+    if device.type == "cuda":
+        copied = torch.cuda.Event()
+        copied.record()
+    return _Underway(item, place, logits, copied)
+
+
+def _finish(views: _Underway, store: ScoreStore | None) -> Scores:
+    if views.copied is not None:
+        views.copied.synchronize()
+    scores = Scores(views.item, views.logits[views.place])
+    if store is not None:
+        store.add(scores)
+    return scores
+
+
+def _fill_up(clip: Tensor, item: Tensor, plan: EvalPlan) -> tuple[Tensor, Tensor]:
+    """Put clips where they are in the whole batch, black ones in the place of those not there.
+
+    What is not there could not be decoded, or has been scored before; without it the batch would
+    have another size, and the last bits of the others would be different.
+
+    Returns:
+        The batch (B, 3, T, H, W), and the places (V,) of the V clips in it.
+    """
+    first = int(item[0]) // plan.batch_size * plan.batch_size
+    size = min(plan.batch_size, plan.num_items - first)
+    place = item - first
+    assert 0 <= int(place.min()) <= int(place.max()) < size
+    if len(item) == size:
+        return clip, place
+    whole = clip.new_zeros((size, *clip.shape[1:]))
+    whole[place] = clip
+    return whole, place
+
+
+@contextlib.contextmanager
+def _computing_with(threads: int) -> Iterator[None]:
+    """Have torch use so many threads on the CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _combine(
+    scores: Scores, failures: Sequence[Failure], *, loader: ClipLoader, ensemble: str
 ) -> Predictions:
     """Sort the views of all ranks, so that nothing depends on who evaluated what, and average."""
-    if not logits:
+    _check_complete(scores.item, failures, loader)
+    if not len(scores.item):
         raise ValueError(f"none of the {len(loader.records)} videos could be read: {failures[0]}")
-    table = torch.cat(list(views))
-    order = (table[:, 0] * loader.num_views + table[:, 1]).argsort()
-    video, view, label = table[order].unbind(1)
-    values = torch.cat(list(logits))[order].double()
+    order = scores.item.argsort()
+    item, values = scores.item[order], scores.logits[order].double()
+    video, view = item // loader.num_views, item % loader.num_views
     averaged = values.softmax(1) if ensemble == "softmax" else values
     result = ensemble_views(averaged, video, view, len(loader.records), loader.num_views)
-    _check_complete(result.incomplete, failures)
     if not len(result.video):
         raise ValueError(f"no video could be read with all of its views: {failures[0]}")
-    scores = result.scores if ensemble == "softmax" else result.scores.softmax(1)
-    labels = torch.tensor([loader.records[index].label for index in result.video.tolist()])
-    loss = float(F.cross_entropy(values, label))
-    return Predictions(scores, labels, result.video, loss, len(values), tuple(failures))
+    means = result.scores if ensemble == "softmax" else result.scores.softmax(1)
+    labels = torch.tensor([record.label for record in loader.records])
+    with _computing_with(1):
+        loss = float(F.cross_entropy(values, labels[video]))
+    return Predictions(
+        means, labels[result.video], result.video, loss, len(values), tuple(failures)
+    )
 
 
-def _check_complete(incomplete: Sequence[int], failures: Sequence[Failure]) -> None:
-    """Every video without all of its views must have a failure to explain it."""
-    unexplained = set(incomplete) - {failure.video for failure in failures}
-    if unexplained:
-        raise ValueError(
-            f"{len(unexplained)} videos lack views though nothing failed, the first is number "
-            f"{min(unexplained)}; this is a bug in how the views are spread over the ranks"
-        )
+def _check_complete(item: Tensor, failures: Sequence[Failure], loader: ClipLoader) -> None:
+    """Every view must have come once: as a score, or as a failure."""
+    failed = [failure.video * loader.num_views + failure.view for failure in failures]
+    every = torch.cat([item, torch.tensor(failed, dtype=torch.int64)])
+    times = torch.bincount(every, minlength=len(loader.records) * loader.num_views)
+    for wrong, what in ((times == 0, "missing"), (times > 1, "there more than once")):
+        places = wrong.nonzero().flatten().tolist()
+        if places:
+            pairs = [divmod(place, loader.num_views) for place in places[:5]]
+            listed = ", ".join(f"view {view} of {loader.records[v].path}" for v, view in pairs)
+            raise ValueError(
+                f"{len(places)} views are {what}, though each must be evaluated once: {listed}"
+                f"{' ...' if len(places) > 5 else ''}; this is a bug in how they are spread over "
+                "the ranks or kept: report it, and test again with a new OUTPUT_DIR"
+            )
+
+
+def describe_test(loader: ClipLoader, provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Return what decides the scores of a test, as the facts of its ScoreStore.
+
+    The folder of the videos is not among it: it may be another one where a job is started again.
+
+    Args:
+        loader: with an EvalPlan.
+        provenance: as `build_provenance` makes it.
+    """
+    assert isinstance(loader.plan, EvalPlan)
+    records = [
+        f"{record.id or Path(record.path).name}\t{record.label}\t{record.start}\t{record.stop}"
+        for record in loader.records
+    ]
+    return {
+        "weights": provenance["weights_sha256"],
+        "config": provenance["config_sha256"],
+        "records": sha256("\n".join(records).encode()),
+        "TEST.BATCH_SIZE": str(loader.plan.batch_size),
+        "versions": simplejson.dumps(provenance["versions"], sort_keys=True),
+        "code": hash_code(),
+    }
+
+
+def hash_code() -> str:
+    """Return the SHA-256 over names and contents of this package's source files.
+
+    A commit would not do: it does not tell what was edited, and changes with files of no matter.
+    """
+    folder = Path(vmp.__file__).parent
+    files = sorted(folder.rglob("*.py"))
+    lines = [f"{path.relative_to(folder).as_posix()} {sha256_of(path)}" for path in files]
+    return sha256("\n".join(lines).encode())
 
 
 def compute_metrics(predictions: Predictions) -> dict[str, float]:
     """Return every registered metric in percent, and the loss."""
     scores, labels = predictions.scores, predictions.labels
-    metrics = {name: metric(scores, labels) for name, metric in METRICS}
+    with _computing_with(1):  # sums over many samples depend on the threads in the last bits
+        metrics = {name: metric(scores, labels) for name, metric in METRICS}
     return metrics | {"loss": predictions.loss}
 
 
@@ -171,11 +331,13 @@ def write_results(
     results of two runs can be compared as files.
     """
     folder = Path(output_dir)
+    with _computing_with(1):
+        table = per_class_table(predictions.scores, predictions.labels, loader.class_names)
     results = {
         "metrics": compute_metrics(predictions),
         "counts": count_videos(predictions, loader),
         "not_evaluated": list_failures(predictions, loader),
-        "per_class": per_class_table(predictions.scores, predictions.labels, loader.class_names),
+        "per_class": table,
         "confusion_matrix": confusion_matrix(predictions.scores, predictions.labels).tolist(),
         **provenance,
     }

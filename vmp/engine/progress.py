@@ -19,10 +19,10 @@ from vmp.utils.distributed import average, gather_objects, get_world_size, is_ma
 logger = logging.getLogger(__name__)
 
 
-def progress_bar(total: int, title: str) -> "tqdm[Any]":
-    """Return a bar of `total` steps; it shows on rank 0 of a run in a terminal."""
+def progress_bar(total: int, title: str, done: int = 0) -> "tqdm[Any]":
+    """Return a bar of `total` steps, `done` before; it shows on rank 0 of a run in a terminal."""
     silent = not (is_main() and sys.stderr.isatty())
-    return tqdm(total=total, desc=title, disable=silent, leave=False)
+    return tqdm(total=total, initial=done, desc=title, disable=silent, leave=False)
 
 
 class NonFiniteLossError(RuntimeError):

@@ -34,10 +34,11 @@ INCIDENTAL = (
     "TRAIN.AUTO_RESUME",
     "TRAIN.EVAL_PERIOD",
     "TRAIN.CHECKPOINT_PERIOD",
+    "TRAIN.CHECKPOINT_STEPS",
+    "TRAIN.CHECKPOINT_MINUTES",
     "TRAIN.CHECKPOINT_KEEP",
     "TEST.ENABLE",
     "TEST.CHECKPOINT_FILE_PATH",
-    "TEST.BATCH_SIZE",
 )
 
 
@@ -57,7 +58,9 @@ def training_differences(stored: str, present: str) -> list[str]:
     return [
         f"{key} ({there.get(key)} there, {here.get(key)} here)"
         for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key) and not key.startswith(("TEST.", "TRAIN.INIT_"))
+        if there.get(key) != here.get(key)
+        and not key.startswith("TEST.")
+        and key != "TRAIN.INIT_SHA256"  # it checks a file and changes nothing
     ]
 
 
@@ -101,14 +104,15 @@ def build_provenance(cfg: CfgNode, model: VideoModel, report: PretrainedReport) 
 def describe_training(report: PretrainedReport) -> dict[str, Any]:
     """Return epoch, step, seed and config hash that a checkpoint of ours states, {} for others."""
     facts = report.facts
-    if report.source != "vmp" or not {"epoch", "step", "config"} <= facts.keys():
-        return {}
-    return {
-        "epoch": int(facts["epoch"]),  # a safetensors file has texts
-        "step": int(facts["step"]),
-        "seed": yaml.safe_load(facts["config"])["RNG_SEED"],
-        "config_sha256": hash_config(facts["config"]),
-    }
+    try:
+        return {
+            "epoch": int(facts["epoch"]),  # a safetensors file has texts
+            "step": int(facts["step"]),
+            "seed": yaml.safe_load(facts["config"])["RNG_SEED"],
+            "config_sha256": hash_config(facts["config"]),
+        }
+    except (KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError):
+        return {}  # not all of it is there, or means something else
 
 
 def describe_prompts(model: VideoModel) -> dict[str, dict[str, float]]:

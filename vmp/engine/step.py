@@ -3,11 +3,13 @@
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from vmp.data.clips import Batch
 from vmp.models.video_model import VideoModel
@@ -31,8 +33,16 @@ class Learner:
     precision: torch.dtype
     max_norm: float  # of the gradient; 0: not clipped
     seed: int
+    ema: AveragedModel | None = None  # averages the weights
     epoch: int = 0  # epochs done
-    step: int = 0  # updates done
+    update: int = 0  # updates of the next epoch done
+    step: int = 0  # updates done in all
+    best: float = float("-inf")  # top-1 of the best validation
+
+    @property
+    def evaluated(self) -> VideoModel:
+        """The model that is validated, tested and started from."""
+        return self.model if self.ema is None else cast(VideoModel, self.ema.module)
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
@@ -65,6 +75,8 @@ def train_step(learner: Learner, batches: Sequence[Batch], epoch: float) -> dict
     norm = nn.utils.clip_grad_norm_(learner.model.parameters(), max_norm)
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
+    if learner.ema is not None:
+        learner.ema.update_parameters(learner.model)
     learner.step += 1
     means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
     return means | {"grad_norm": norm.detach()}

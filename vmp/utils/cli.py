@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from vmp.utils.signals import EXIT_AGAIN, Interrupted
+
 # Errors that are the user's or the data's, not the program's, by name: this layer knows no other.
 EXPECTED = ("ValueError", "NonFiniteLossError", "DecodeError", "OSError")
 
@@ -13,15 +15,20 @@ EXPECTED = ("ValueError", "NonFiniteLossError", "DecodeError", "OSError")
 def run_cli(main: Callable[[], object]) -> None:
     """Call `main`; end with status 1 and one line for errors that a user can mend.
 
-    Errors of processes that `main` started count too. Others, which are ours, keep their
+    A run that was asked to stop and has saved its state ends with status 75. Errors of processes
+    that `main` started count too. Others, which are ours, keep their
     traceback.
     """
     try:
         main()
     except KeyboardInterrupt:
         sys.exit("interrupted")
+    except Interrupted:
+        sys.exit(EXIT_AGAIN)  # the log has said why
     except ProcessRaisedException as error:
         name, message = last_line(f"RuntimeError: {error}")
+        if name == "Interrupted":
+            sys.exit(EXIT_AGAIN)
         # known by its name alone; OSError has subclasses among the built-in ones
         kind = getattr(builtins, name, None)
         if name not in EXPECTED and not (isinstance(kind, type) and issubclass(kind, OSError)):
