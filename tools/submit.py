@@ -122,6 +122,8 @@ def check_args(args: argparse.Namespace) -> None:
             f"--tasks-per-node is {args.tasks_per_node}, but each of the {args.gpus_per_node} GPUs "
             "of a node has one process; leave it out"
         )
+    if args.name and "/" in args.name:
+        raise ValueError(f"--name is {args.name!r}; it is part of a file's name, so without /")
     late = next((word for word in args.opts if word.startswith("--")), "")
     if late:
         raise ValueError(f"{late} comes after a KEY; put options before the KEY VALUE pairs")
@@ -219,27 +221,6 @@ def config_paths(runs: Sequence[Run], folder: Path) -> list[Path]:
 
 def make_script(args: argparse.Namespace, runs: Sequence[Run], folder: Path) -> str:
     """Return the batch script; `folder` (absolute) is that of the submission."""
-    job = "%A_%a" if len(runs) > 1 else "%j"
-    options = {
-        "job-name": args.name or (runs[0].path.stem if len(runs) == 1 else "vmp"),
-        "array": f"0-{len(runs) - 1}" if len(runs) > 1 else None,
-        "nodes": args.nodes,
-        "ntasks-per-node": tasks_per_node(args),
-        "gpus-per-node": args.gpus_per_node or None,
-        "cpus-per-task": args.cpus_per_task or 1 + max(run.workers for run in runs),
-        "mem": args.mem,
-        "time": args.time,
-        "partition": args.partition,
-        "account": args.account,
-        "qos": args.qos,
-        "constraint": args.constraint,
-        "signal": args.signal or None,
-        "open-mode": "append",  # else a requeue empties the log
-        "output": folder / f"{job}.log",
-        "chdir": Path.cwd(),
-    }
-    lines = [f"--{key}={shlex.quote(str(value))}" for key, value in options.items() if value]
-    lines += ["--requeue" if args.requeue else "--no-requeue", *args.sbatch]
     variables = {
         "python": sys.executable,
         "root": ROOT,
@@ -247,23 +228,45 @@ def make_script(args: argparse.Namespace, runs: Sequence[Run], folder: Path) -> 
         "requeue": "yes" if args.requeue else "no",
     }
     configs = [shlex.quote(str(path)) for path in config_paths(runs, folder)]
-    body = TEMPLATE.read_text(encoding="utf-8").partition(MARK)[2]
-    return "\n".join(
-        [
-            "#!/bin/bash",
-            *(f"#SBATCH {line}" for line in lines),
-            "",
-            *args.setup,
-            *(f"{name}={shlex.quote(str(value))}" for name, value in variables.items()),
-            *(f"# {index}: {_command(args, run)}" for index, run in enumerate(runs)),
-            "configs=(",
-            *(f"    {path}" for path in configs),
-            ")",
-            'set -- --cfg "${configs[${SLURM_ARRAY_TASK_ID:-0}]}"',
-            "",
-            body,
-        ]
-    )
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH {option}" for option in sbatch_options(args, runs, folder)),
+        "",
+        *args.setup,
+        *(f"{name}={shlex.quote(str(value))}" for name, value in variables.items()),
+        *(f"# {index}: {_command(args, run)}" for index, run in enumerate(runs)),
+        "configs=(",
+        *(f"    {path}" for path in configs),
+        ")",
+        'set -- --cfg "${configs[${SLURM_ARRAY_TASK_ID:-0}]}"',
+        "",
+    ]
+    return "\n".join(lines) + "\n" + TEMPLATE.read_text(encoding="utf-8").partition(MARK)[2]
+
+
+def sbatch_options(args: argparse.Namespace, runs: Sequence[Run], folder: Path) -> list[str]:
+    """Return the options of sbatch, as they stand in the script."""
+    array = len(runs) > 1
+    values = {
+        "job-name": args.name or ("vmp" if array else runs[0].path.stem),
+        "array": f"0-{len(runs) - 1}" if array else None,
+        "nodes": args.nodes,
+        "ntasks-per-node": tasks_per_node(args),
+        "gpus-per-node": args.gpus_per_node,
+        "cpus-per-task": args.cpus_per_task or 1 + max(run.workers for run in runs),
+        "mem": args.mem,
+        "time": args.time,
+        "partition": args.partition,
+        "account": args.account,
+        "qos": args.qos,
+        "constraint": args.constraint,
+        "signal": args.signal,
+        "open-mode": "append",  # else a requeue empties the log
+        "output": folder / ("%A_%a.log" if array else "%j.log"),
+        "chdir": Path.cwd(),
+    }
+    options = [f"--{key}={shlex.quote(str(value))}" for key, value in values.items() if value]
+    return [*options, "--requeue" if args.requeue else "--no-requeue", *args.sbatch]
 
 
 def _command(args: argparse.Namespace, run: Run) -> str:
@@ -300,10 +303,10 @@ def submit(args: argparse.Namespace) -> None:
     except BaseException:
         shutil.rmtree(folder)
         raise
-    record = {"job": job, "runs": [str(run.output_dir) for run in runs]}
-    write_text(folder / RECORD, simplejson.dumps(record, indent=1) + "\n")
     for number, run in zip(job_numbers(job, len(runs)), runs, strict=True):
         print(f"job {number}: {run.path} -> {shown(run.output_dir)}")
+    record = {"job": job, "runs": [str(run.output_dir) for run in runs]}
+    write_text(folder / RECORD, simplejson.dumps(record, indent=1) + "\n")
     print(f"logs: {shown(folder)}; where it stands: python tools/submit.py --status")
 
 
@@ -360,13 +363,13 @@ def ask(program: str, *words: str) -> str:
     """
     if shutil.which(program) is None:
         raise ValueError(
-            f"there is no {program} here; run this on a login node of a SLURM cluster, print the "
-            "script with --dry-run, or see docs/clusters.md for other ways"
+            f"there is no {program} here; run this on a login node of a SLURM cluster, or see "
+            "docs/clusters.md for other ways (--dry-run prints the script)"
         )
     done = subprocess.run([program, *words], capture_output=True, encoding="utf-8")
     if done.returncode:
-        reason = " ".join(done.stderr.split()) or f"status {done.returncode}"
-        raise ValueError(f"{program} refused, and nothing was submitted: {reason}")
+        reason = "; ".join(done.stderr.split("\n")).strip("; ") or f"status {done.returncode}"
+        raise ValueError(f"{program} failed, so nothing is done: {reason}")
     return done.stdout
 
 

@@ -154,15 +154,19 @@ start() {
     die "the cluster did not come up; see above and $folder/log"
 }
 
+# The first process ends the daemons and then itself; all that is left in its namespace, jobs too,
+# ends with it, and so do the mounts and the network.
 stop() {
-    local init i
+    local init signal i
     init=$(cat "$folder/run/init") || die "$folder holds no cluster"
-    kill -TERM "$init" 2>/dev/null || true
-    for i in $(seq 50); do
-        kill -0 "$init" 2>/dev/null || return 0
-        sleep 0.1
+    for signal in TERM KILL; do
+        kill -"$signal" "$init" 2>/dev/null || true
+        for i in $(seq 50); do
+            [ -d "/proc/$init" ] || return 0
+            sleep 0.1
+        done
     done
-    kill -KILL "$init" # its namespace, and all that is in it, ends with it
+    die "process $init, the cluster in $folder, does not end"
 }
 
 self=$(readlink -f "${BASH_SOURCE[0]}")

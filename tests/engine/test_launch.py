@@ -162,6 +162,7 @@ def test_what_an_earlier_life_left_in_the_launchers_store_is_not_followed():
         assert [each.text for each in outcomes] == ["done"] * 2
 
 
+@pytest.mark.slow  # its limits of a second are too short for a busy machine
 @pytest.mark.dist
 @pytest.mark.usefixtures("_quick")
 def test_a_rank_that_never_comes_is_named_by_all_who_wait():
@@ -217,6 +218,7 @@ def test_a_network_between_the_hosts_that_fails_ends_all_alike(monkeypatch):
     assert "has no connection to all of them: Gloo connectFullMesh failed" in texts.pop()
 
 
+@pytest.mark.slow  # its limits of a second are too short for a busy machine
 @pytest.mark.dist
 @pytest.mark.usefixtures("_quick")
 def test_a_network_that_never_answers_ends_all_within_the_limit(monkeypatch):
@@ -275,6 +277,7 @@ def test_an_error_on_one_rank_is_what_all_tell(rank):
         )
 
 
+@pytest.mark.slow  # its limits of a second are too short for a busy machine
 @pytest.mark.dist
 @pytest.mark.parametrize(
     ("how", "told"),
@@ -305,6 +308,7 @@ def fail_while_another_is_busy(rank):
     time.sleep(GENEROUS)
 
 
+@pytest.mark.slow  # its limits of a second are too short for a busy machine
 @pytest.mark.dist
 @pytest.mark.usefixtures("_quick")
 def test_a_rank_that_is_stuck_somewhere_is_ended_after_another_has_failed(capfd, monkeypatch):

@@ -267,6 +267,7 @@ def test_srun_and_torch_get_the_cpus_of_the_task(cluster):
         ([], "no --cfg"),
         (["--cfg", "a.yaml"], "--gpus-per-node .* and --time"),
         (["--cfg", "a.yaml", *JOB, "--nodes", "0"], "--nodes is 0"),
+        (["--cfg", "a.yaml", *JOB, "--name", "a/b"], "--name is 'a/b'.*without /"),
         (["--cfg", "a.yaml", *JOB, "--tasks-per-node", "3"], "--tasks-per-node is 3.*2 GPUs"),
         (["--cfg", "a.yaml", *JOB, "NUM_GPUS", "2"], "--gpus-per-node; leave it out"),
         (["--cfg", "a.yaml", *JOB, "TENSORBOARD", "False", "--requeue"], "--requeue comes after"),
@@ -309,7 +310,12 @@ def test_what_sbatch_refuses_is_told_in_one_line_and_leaves_nothing(cluster, sub
     reason = "sbatch: error: invalid account\nsbatch: error: Batch job submission failed"
     monkeypatch.setenv("SBATCH_FAILS", reason)
     refused(
-        cluster, submit, "--cfg", "a.yaml", *JOB, match="nothing was submitted.*invalid account"
+        cluster,
+        submit,
+        "--cfg",
+        "a.yaml",
+        *JOB,
+        match="sbatch failed, so nothing is done: .*invalid account",
     )
 
 

@@ -215,8 +215,9 @@ class Meeting:
         self._left.set()
         if self._watch is not None:
             self._watch.join(LINGER)
+        seconds = LINGER if self._line is not None else PATIENCE + 2 * LINGER
         with contextlib.suppress(OSError, RuntimeError):
-            run_in_time(self._bid_farewell, PATIENCE + 2 * LINGER)
+            run_in_time(self._bid_farewell, seconds)
 
     def _bid_farewell(self) -> None:
         """Say that this rank needs the store no more; who serves it waits for those that may.
