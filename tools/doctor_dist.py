@@ -227,7 +227,7 @@ def measure_bandwidth(device: torch.device) -> list[dict[str, float]]:
     for size in SIZES:
         data = torch.ones(size // 4, device=device)
         once = time_all_reduce(data, repeats=2)
-        repeats = torch.tensor([max(1, min(50, SECONDS / once))], device=device)
+        repeats = torch.tensor(max(1, min(50, int(SECONDS / once))), device=device)  # rank 0's
         dist.broadcast(repeats, src=0)
         seconds = time_all_reduce(data, int(repeats))
         rows.append({"bytes": size, "seconds": seconds, "gb_per_s": share * size / seconds / 1e9})

@@ -93,7 +93,6 @@ def test_a_rank_that_is_missing_ends_it_in_time_with_its_number(tool, tmp_path, 
     assert capfd.readouterr().out == ""
 
 
-@pytest.mark.slow  # seen to fail once: gloo aborts a rank whose peer has just left
 @pytest.mark.dist
 def test_a_rank_with_another_version_is_named(tool, monkeypatch, capfd):
     describe = tool.describe_rank
@@ -217,16 +216,14 @@ def test_the_command_says_what_is_wrong_in_one_line_and_ends_with_1(doctor, tool
         assert not json.loads(captured.out)["ok"]
 
 
-@pytest.mark.parametrize("as_json", [[], ["--json"]])
-def test_ranks_that_cannot_meet_end_it_with_1(doctor, tool, as_json, capsys, monkeypatch):
+def test_ranks_that_cannot_meet_end_it_with_1(doctor, tool, capsys, monkeypatch):
     for name, value in environments(2)[0].items():
         monkeypatch.setenv(name, value)
-    assert doctor.main(["dist", "--gpus", "0", "--timeout", "1", *as_json]) == 1
+    assert doctor.main(["dist", "--gpus", "0", "--timeout", "1", "--json"]) == 1
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()
     assert line.startswith("error: rank 1 of 2 did not come within 1 s")
-    if as_json:
-        assert json.loads(captured.out)["problems"][0] in line
+    assert json.loads(captured.out)["problems"][0] in line
 
 
 @pytest.mark.slow

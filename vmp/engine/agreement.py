@@ -93,12 +93,13 @@ class Meeting:
         while self._store.check([over]) or not self._store.check(keys):
             if trouble := self._trouble():
                 raise LostRankError(trouble)
-            missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
-            if missing and time.monotonic() > limit:
+            if time.monotonic() > limit:
                 self._store.set(over, "")  # for those that come yet
+                missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
+                who = self.name(missing) if missing else "a rank"
                 self._post(
-                    f"{self.name(missing)} of {self.world_size} did not come within "
-                    f"{round(seconds, 1):g} s; {advice}"
+                    f"{who} of {self.world_size} did not come within {round(seconds, 1):g} s; "
+                    f"{advice}"
                 )
             time.sleep(pause)
             pause = min(0.2, 1.5 * pause)

@@ -13,6 +13,7 @@ import traceback
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import torch
@@ -122,26 +123,9 @@ def _spawn(task: Task, count: int) -> None:
     board = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = spawn(_child, (task, count, board.port), nprocs=count, join=False)
     assert context is not None
-    _pass_signals_on(context, board)
-    failures = _join(context)
+    failures = _join(context, board)
     if failures:
         _raise_first(failures, task)
-
-
-def _pass_signals_on(context: ProcessContext, board: TCPStore) -> None:
-    """While the processes run, have them told to stop when this one is.
-
-    A batch system signals all processes, a person the first. They are told only when they are
-    ready for it.
-    """
-    ready = [f"ready/{rank}" for rank in range(len(context.processes))]
-    while all(process.is_alive() for process in context.processes):
-        name = stop_requested()
-        if name and board.check(ready):
-            for process in context.processes:
-                os.kill(process.pid, signal.Signals[name])
-            return
-        time.sleep(PAUSE)
 
 
 def _child(rank: int, task: Task, world_size: int, port: int) -> None:
@@ -155,16 +139,23 @@ def _child(rank: int, task: Task, world_size: int, port: int) -> None:
 Failure = ProcessRaisedException | ProcessExitedException
 
 
-def _join(context: ProcessContext) -> list[Failure]:
+def _join(context: ProcessContext, board: Store) -> list[Failure]:
     """Wait for the processes; when one fails, give the others a moment and end them.
 
+    When this process is told to stop, they are: a batch system signals all of them, a person the
+    first.
+
     Returns:
-        What became of those that failed by themselves, those that a signal killed first.
+        What became of those that failed by themselves.
     """
-    processes = context.processes
+    processes, told = context.processes, False
+    ready = [f"ready/{rank}" for rank in range(len(processes))]
     while any(process.is_alive() for process in processes):
         if any(process.exitcode for process in processes):
             break
+        if not told and stop_requested() and board.check(ready):
+            told = True
+            _tell(processes, signal.Signals[stop_requested()])
         time.sleep(PAUSE)
     limit = time.monotonic() + 2 * GRACE  # in which they find out, and rank 0 waits for the others
     while any(process.is_alive() for process in processes) and time.monotonic() < limit:
@@ -181,6 +172,12 @@ def _join(context: ProcessContext) -> list[Failure]:
         except (ProcessRaisedException, ProcessExitedException) as error:
             failures.append(error)
     return [error for error in failures if error.error_index not in stuck] or failures
+
+
+def _tell(processes: Sequence[BaseProcess], number: signal.Signals) -> None:
+    for process in processes:
+        if process.is_alive() and process.pid is not None:
+            os.kill(process.pid, number)
 
 
 def _raise_first(failures: Sequence[Failure], task: Task) -> None:
@@ -242,13 +239,9 @@ def _run(task: Task, placement: Placement) -> None:
         _join_group(meeting, stores[1], gpu, task, limit)
         task.function(task.argument)
     except Exception as error:
-        # what holds the group, a wrapped model say, keeps connections open for which others wait
-        traceback.clear_frames(error.__traceback__)
         raise _conclude(meeting, error, task) from error
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        gc.collect()
+        _leave_group()
         meeting.leave()
         set_meeting(None)
         del server  # not earlier: the store ends with it
@@ -258,14 +251,29 @@ def _conclude(meeting: Meeting, error: Exception, task: Task) -> Exception:
     """Return what this rank ends with, after telling the others or hearing from them."""
     if isinstance(error, Interrupted):
         return error  # no failure, and the same on all ranks
+    broken = _is_broken_connection(error)
+    trouble = "" if broken else meeting.fail(error)
+    _forget_frames(error)
+    _leave_group()  # others may be waiting for this rank
+    if broken:
+        return LostRankError(f"{meeting.explain(error, seconds=task.timeout)}{_left_over(task)}")
     if isinstance(error, LostRankError):
-        lost = LostRankError(meeting.fail(error) or error)
-    elif _is_broken_connection(error):
-        lost = meeting.explain(error, seconds=task.timeout)
-    else:
-        meeting.fail(error)
-        return error
-    return LostRankError(f"{lost}{_left_over(task)}")
+        return LostRankError(f"{trouble or error}{_left_over(task)}")
+    return error
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of what the failed functions held: a wrapped model keeps the group's connections."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+    gc.collect()
+
+
+def _leave_group() -> None:
+    with contextlib.suppress(OSError, RuntimeError):
+        if dist.is_initialized():
+            run_in_time(dist.destroy_process_group, GRACE)
 
 
 def _is_broken_connection(error: Exception) -> bool:
@@ -517,6 +525,8 @@ def _join_group(meeting: Meeting, store: Store, gpu: int, task: Task, limit: flo
             f"{_self()} met the other ranks, but has no connection to all of them: {reason}; set "
             f"{name} to the network between the hosts, and look for a firewall"
         ) from error
+    # nobody leaves, be it for an error, while another is still connecting
+    meeting.exchange("", seconds=seconds)
 
 
 # ---------------------------------------------------------------- GPUs
