@@ -1,7 +1,6 @@
 """Each network, filled by the reference formula through our key maps, gives its outputs."""
 
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.models.foreign import expand
 from vmp.models import BACKBONES, VideoModel
 from vmp.models.key_maps import detect_layout, detect_source, to_ours
 
@@ -150,13 +150,6 @@ def test_key_map_is_that_of_the_reference(case, shared):
     names = key_map(model, reference.state)
     assert len(names) == len(reference.state)
     assert names == {key: f"backbone.net.{expand(rules, key)}" for key in reference.state}
-
-
-def expand(rules: list[list[str]], key: str) -> str:
-    """Return what the one rule that matches makes of a key."""
-    matches = [(re.fullmatch(pattern, key), template) for pattern, template in rules]
-    (name,) = (match.expand(template) for match, template in matches if match)
-    return name
 
 
 def test_key_map_of_an_unpooled_resnet_is_that_of_the_reference(shared):

@@ -17,11 +17,10 @@ from vmp.models.key_maps import (
     detect_foreign_layout,
     detect_source,
     listed,
-    strip_wrappers,
     to_ours,
     to_theirs,
 )
-from vmp.models.pretrained import BESIDE, identity_norm, stated_pool
+from vmp.models.pretrained import BESIDE, identity_norm, stated_pool, unwrapped
 from vmp.utils.weights_file import WeightsFile
 
 TARGETS = ("vmp", "pyslowfast", "pytorchvideo", "timesformer")
@@ -54,7 +53,7 @@ def rename_to_ours(file: WeightsFile, layout: str = "") -> Named:
         ValueError: an image network, which is inflated only into a model; an entry without a name
             of ours; a ResNet of which nothing says whether it has a pool; `layout` is another.
     """
-    state = {short: file.tensors[name] for name, short in strip_wrappers(file.tensors).items()}
+    state = unwrapped(file)
     source = detect_source(state)
     if source in ("timm", "resnet"):
         raise ValueError(

@@ -172,11 +172,16 @@ def _warn(message: str, *arguments: object) -> None:
         logger.warning(message, *arguments)
 
 
+def unwrapped(file: WeightsFile) -> dict[str, Tensor]:
+    """Return the tensors of a file by their names without what wrapped the whole model."""
+    return {short: file.tensors[name] for name, short in strip_wrappers(file.tensors).items()}
+
+
 def _fit_file(
     model: nn.Module, file: WeightsFile, path: str, source: str, strict: bool, resize: str
 ) -> tuple[dict[str, Tensor], PretrainedReport]:
     """Return what to copy, as it is, and the report; nothing is copied yet."""
-    state = {short: file.tensors[name] for name, short in strip_wrappers(file.tensors).items()}
+    state = unwrapped(file)
     if source == "auto":
         source = detect_source(state)
     own = model.state_dict()

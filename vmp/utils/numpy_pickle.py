@@ -332,15 +332,16 @@ def _settled(value: Any, done: dict[int, Any], depth: int = 0) -> Any:
     return made
 
 
-def _shown_number(value: object) -> str:
-    plain = type(value) is tuple and len(value) <= _MOST_DIMENSIONS
-    if plain and all(type(side) in (int, float) for side in value):  # type: ignore[attr-defined]
-        return str(value)[:120]
-    return type(value).__name__
+def _is_flat(value: tuple[Any, ...]) -> bool:
+    return all(type(side) in (int, float) for side in value)
 
 
 def _shown(value: object) -> str:
     """Return what a file named, in one short line."""
     # containers only by their kind: a small file may hold one whose text has no end
-    text = value[:120] if isinstance(value, str) else _shown_number(value)
+    text = type(value).__name__
+    if isinstance(value, str):
+        text = value[:120]
+    elif isinstance(value, tuple) and len(value) <= _MOST_DIMENSIONS and _is_flat(value):
+        text = str(value)[:120]
     return text if text.isprintable() else ascii(text)
