@@ -47,6 +47,7 @@ def main() -> None:
         num_gpus=cfg.NUM_GPUS,
         num_processes=cfg.NUM_PROCESSES,
         timeout=cfg.DIST_TIMEOUT,
+        init_timeout=cfg.DIST_INIT_TIMEOUT,
         on_lost_rank=tell_last_checkpoint,
     )
 

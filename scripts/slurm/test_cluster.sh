@@ -66,6 +66,8 @@ steps() { # updates that a run has recorded
 }
 starts() { cat "$folder"/jobs/*/"$1.log" 2>/dev/null | grep -c ' start ' || true; }
 
+left() { grep -c 'end with status 75' "$folder"/jobs/*/"$1.log" || true; } # by themselves
+
 # Wait until a condition holds: until_true WHAT COMMAND...
 until_true() {
     local what=$1 end=$((SECONDS + limit))
@@ -119,6 +121,7 @@ until_true "it goes on" went_on disturbed 22 1
 say "2. preempted by a job of a better partition, at update $(steps disturbed)"
 on_cluster sbatch --quiet --partition high --nodes 2 --exclusive --output /dev/null --wrap 'sleep 1'
 until_true "SLURM requeues it" has_started "$job" 3
+[ "$(left "$job")" = 2 ] || fail "the processes had saved, but not left, when SLURM killed them"
 until_true "it goes on" went_on disturbed 32 2
 
 say "3. one of its processes killed, at update $(steps disturbed)"

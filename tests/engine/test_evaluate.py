@@ -388,7 +388,7 @@ def rank_main(cfg, rank, world_size, meeting_place, pause):
 def stopped_rank_main(cfg, rank, *rest):
     """Be one rank of a test of which rank 1 alone is asked to stop, after two batches."""
     calls = iter(["", "", "SIGTERM"])
-    runner = sys.modules["vmp.engine.run"]
+    runner = sys.modules["vmp.engine.testing"]
     runner.stop_requested = lambda: next(calls) if rank == 1 else ""
     try:
         rank_main(cfg, rank, *rest)

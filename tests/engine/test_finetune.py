@@ -154,7 +154,7 @@ def as_options(overrides: dict[str, Any]) -> list[str]:
 @pytest.fixture
 def first_state(monkeypatch) -> dict[str, torch.Tensor]:
     """Return what is empty now and, once a training runs, the state its first update meets."""
-    runner = sys.modules["vmp.engine.run"]
+    runner = sys.modules["vmp.engine.training"]
     train_step, found = runner.train_step, {}
 
     def step(learner, batches, epoch):

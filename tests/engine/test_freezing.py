@@ -10,9 +10,9 @@ from tests.engine.conftest import log_of, results_of
 from tests.models.tiny import TINY
 from vmp import engine
 from vmp.data.clips import Batch
+from vmp.engine.build import build_learner
 from vmp.engine.checkpoint import list_checkpoints
 from vmp.engine.normalization import recompute_statistics
-from vmp.engine.run import build_learner
 from vmp.engine.step import Learner, train_step
 from vmp.models import BACKBONES, VideoModel
 from vmp.utils.files import read_tensors

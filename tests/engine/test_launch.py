@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vmp.engine import agreement
 from vmp.engine.agreement import LostRankError
+from vmp.utils import signals
 from vmp.utils.signals import Interrupted
 
 module = importlib.import_module("vmp.engine.launch")  # the package has a function of that name
@@ -418,7 +419,7 @@ def test_a_process_that_does_not_end_after_another_failed_is_killed(monkeypatch)
 
 @pytest.mark.dist
 def test_a_signal_to_the_first_process_reaches_the_others_when_they_are_ready(monkeypatch):
-    monkeypatch.setattr(module, "stop_requested", lambda: "SIGUSR1")
+    monkeypatch.setattr(signals, "stop_requested", lambda: "SIGUSR1")
     context, board = Processes(signal.pause, signal.pause), dist.HashStore()
     joining = threading.Thread(target=module._join, args=(context, board))
     joining.start()

@@ -13,10 +13,10 @@ from torch import nn
 from tests.engine.conftest import log_of, results_of
 from vmp import engine
 from vmp.data.clips import Batch
+from vmp.engine.build import build_learner
 from vmp.engine.checkpoint import list_checkpoints
 from vmp.engine.normalization import recompute_statistics
 from vmp.engine.progress import NonFiniteLossError
-from vmp.engine.run import build_learner
 from vmp.models import VideoModel
 from vmp.solver import ActionLoss
 from vmp.utils.files import read_tensors, sha256_of
@@ -233,7 +233,7 @@ def interrupt(*args, **kwargs):
 
 def test_a_validation_that_a_kill_cut_off_is_done_by_the_resumed_run(make_cfg, monkeypatch):
     cfg = make_cfg(SOLVER__MAX_EPOCH=1, TRAIN__EVAL_PERIOD=1)
-    runner = sys.modules["vmp.engine.run"]
+    runner = sys.modules["vmp.engine.training"]
     with monkeypatch.context() as patch:
         patch.setattr(runner, "predict", interrupt)
         with pytest.raises(KeyboardInterrupt):

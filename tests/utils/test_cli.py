@@ -1,9 +1,13 @@
 """How command lines end."""
 
+import subprocess
+import sys
+
 import pytest
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from vmp.utils.cli import run_cli
+from vmp.utils.signals import EXIT_AGAIN
 
 
 def test_what_a_user_got_wrong_is_one_line():
@@ -54,3 +58,26 @@ def test_our_own_errors_keep_their_traceback():
 
 def test_success_returns():
     run_cli(lambda: None)
+
+
+LATE = """
+import os, signal
+from vmp.utils import signals
+signals.install("SIGTERM")
+from vmp.utils.cli import run_cli
+
+class Late:
+    def __del__(self, kill=os.kill, process=os.getpid(), number=signal.SIGTERM):
+        kill(process, number)
+
+late = Late()  # goes after Python has given up the handlers
+
+def main():
+    raise signals.Interrupted("all is saved")
+
+run_cli(main)
+"""
+
+
+def test_a_run_that_is_saved_ends_with_75_whatever_signal_comes_while_it_leaves():
+    assert subprocess.run([sys.executable, "-c", LATE]).returncode == EXIT_AGAIN

@@ -34,6 +34,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "DATA.DECODING_BACKEND": ("pyav", "decord", "torchcodec"),
     "PROMPT.REDUCTION": ("mean", "frobenius"),
     "PROMPT.LUMA": ("rgb", "bgr"),
+    "PROMPT.KERNEL": ("auto", "eager", "cpu", "triton"),
     "PROMPT.POWER_NORM": ("sigmoid", "gamma", "maxexp", "sigme", "asinhe"),
     "SOLVER.OPTIMIZING_METHOD": ("sgd", "adamw"),
     "SOLVER.LR_POLICY": ("cosine", "steps_with_relative_lrs"),
@@ -46,6 +47,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "NUM_PROCESSES": (1, math.inf),
     "LOG_PERIOD": (1, math.inf),
     "DIST_TIMEOUT": (1, math.inf),
+    "DIST_INIT_TIMEOUT": (1, math.inf),
     "DATA.NUM_FRAMES": (1, math.inf),
     "DATA.SAMPLING_RATE": (1, math.inf),
     "DATA.TARGET_FPS": (0, math.inf),
@@ -176,6 +178,20 @@ def _check_prompt(cfg: CfgNode) -> None:
             f"DATA.NUM_FRAMES is {cfg.DATA.NUM_FRAMES}; a motion prompt needs at least two "
             f"differences, so at least {2 * slowest} frames here"
         )
+    _check_kernel(cfg)
+
+
+def _check_kernel(cfg: CfgNode) -> None:
+    kernel, power_norm = cfg.PROMPT.KERNEL, cfg.PROMPT.POWER_NORM
+    if kernel in ("auto", "eager"):
+        return
+    misfits = {
+        f"is for the power normalisation 'sigmoid', not {power_norm!r}": power_norm != "sigmoid",
+        f"is for a GPU, and NUM_GPUS is {cfg.NUM_GPUS}": kernel == "triton" and not cfg.NUM_GPUS,
+        f"is for a CPU, and NUM_GPUS is {cfg.NUM_GPUS}": kernel == "cpu" and cfg.NUM_GPUS,
+    }
+    for misfit in [text for text, holds in misfits.items() if holds]:
+        raise ValueError(f"PROMPT.KERNEL is {kernel!r}, which {misfit}; set it to 'auto'")
 
 
 def _check_initial_weights(cfg: CfgNode) -> None:

@@ -22,6 +22,8 @@ _C.NUM_GPUS = 0
 _C.NUM_PROCESSES = 1
 # Seconds after which a collective that waits for another rank gives up.
 _C.DIST_TIMEOUT = 600
+# Seconds within which all ranks must have met at the start.
+_C.DIST_INIT_TIMEOUT = 300
 # Updates between two log lines.
 _C.LOG_PERIOD = 10
 # Write TensorBoard scalars to OUTPUT_DIR/tensorboard.
@@ -92,6 +94,9 @@ _C.PROMPT.REDUCTION = "mean"
 # Grey weights: "rgb" is 0.299 R + 0.587 G + 0.114 B; "bgr" swaps red and blue, as the release
 # does on RGB frames [C], for its checkpoints.
 _C.PROMPT.LUMA = "rgb"
+# What computes it: "auto", or "cpu", "triton" (on a GPU; needs triton and a C compiler) or "eager",
+# plain operations, which "auto" takes where there is no kernel for a power normalisation.
+_C.PROMPT.KERNEL = "auto"
 # Learning rate of the prompt's parameters relative to BASE_LR; 0 freezes them.
 _C.PROMPT.LR_MULT = 1.0
 # Weight decay of the prompt's parameters. The release decays them by 1e-4 [C], which pulls a
@@ -155,6 +160,9 @@ _C.MODEL.NUM_CLASSES = 400
 _C.MODEL.DROPOUT_RATE = 0.5
 # Memory layout channels_last_3d in training: faster for some models on some machines.
 _C.MODEL.CHANNELS_LAST = False
+# Keep only the inputs of each residual or ViT block for the backward pass and compute the rest once
+# more: less memory, about a third more time, the same numbers.
+_C.MODEL.ACT_CHECKPOINT = False
 # torch.compile the model in training.
 _C.MODEL.COMPILE = False
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -150,7 +150,8 @@ class _Keys(Sampler[list[Key]]):
 class ClipLoader:
     """Batches of clips, epoch by epoch, the same for any number of workers.
 
-    The workers stay alive between epochs. One epoch at a time: a new one ends the one before.
+    The workers stay alive between epochs, until `close` or the end of a `with`. One epoch at a
+    time: a new one ends the one before.
 
     Args:
         dataset: the clips.
@@ -218,6 +219,23 @@ class ClipLoader:
         self._keys.start = start
         with signals.ignored():  # the workers start here, once
             return iter(self._loader)
+
+    def close(self) -> None:
+        """End the workers. They ignore the signal by which Python would end them at its exit."""
+        # torch ends them when the last reference to its iterator goes, which the frames of an
+        # error hold until after Python has begun to wait for them
+        iterator: Any = self._loader._iterator
+        self._loader._iterator = None
+        if iterator is not None:
+            iterator._shutdown_workers()
+            for worker in iterator._workers:
+                worker.kill()  # if it is stuck, in a file system say
+
+    def __enter__(self) -> "ClipLoader":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def _start_worker(worker: int) -> None:

@@ -37,9 +37,9 @@ from vmp.engine.agreement import (
     describe_differences,
     set_meeting,
 )
+from vmp.utils import signals
 from vmp.utils.cli import last_line
 from vmp.utils.distributed import Placement, find_placement
-from vmp.utils.signals import Interrupted, stop_requested
 from vmp.utils.threads import run_in_time
 
 # Seconds between two looks for rank 0, and to shake hands with a store that takes the connection.
@@ -88,7 +88,7 @@ def launch(
         num_gpus: GPUs of this machine to use; 0 is the CPU.
         num_processes: CPU processes to start where `num_gpus` is 0.
         timeout: seconds after which a collective gives up waiting for a rank.
-        init_timeout: seconds until all ranks have met, at most `timeout`.
+        init_timeout: seconds until all ranks have met.
         on_lost_rank: given `argument`, returns what is left when another rank has ended this one,
             e.g. "the last checkpoint is ..."; it is added to the message. Importable by name.
 
@@ -100,7 +100,6 @@ def launch(
     """
     placement = find_placement(os.environ)
     local = num_gpus or num_processes
-    init_timeout = min(timeout, init_timeout)
     task = Task(function, argument, bool(num_gpus), timeout, init_timeout, on_lost_rank)
     if placement is not None:
         _run(task, placement)
@@ -153,9 +152,10 @@ def _join(context: ProcessContext, board: Store) -> list[Failure]:
     while any(process.is_alive() for process in processes):
         if any(process.exitcode for process in processes):
             break
-        if not told and stop_requested() and board.check(ready):
+        reason = signals.stop_requested()
+        if reason and not told and board.check(ready):
             told = True
-            _tell(processes, signal.Signals[stop_requested()])
+            _tell(processes, signal.Signals[reason])
         time.sleep(PAUSE)
     limit = time.monotonic() + 2 * GRACE  # in which they find out, and rank 0 waits for the others
     while any(process.is_alive() for process in processes) and time.monotonic() < limit:
@@ -249,7 +249,8 @@ def _run(task: Task, placement: Placement) -> None:
 
 def _conclude(meeting: Meeting, error: Exception, task: Task) -> Exception:
     """Return what this rank ends with, after telling the others or hearing from them."""
-    if isinstance(error, Interrupted):
+    if isinstance(error, signals.Interrupted):
+        signals.ignore()  # all is done but to leave, and a batch system signals again
         return error  # no failure, and the same on all ranks
     broken = _is_broken_connection(error)
     trouble = "" if broken else meeting.fail(error)

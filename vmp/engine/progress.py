@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from vmp.data.clips import Batch
 from vmp.data.records import VideoRecord
+from vmp.models import VideoModel, model_cost
 from vmp.utils.distributed import average, gather_objects, get_world_size, is_main
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,13 @@ def progress_bar(total: int, title: str, done: int = 0) -> "tqdm[Any]":
     """Return a bar of `total` steps, `done` before; it shows on rank 0 of a run in a terminal."""
     silent = not (is_main() and sys.stderr.isatty())
     return tqdm(total=total, initial=done, desc=title, disable=silent, leave=False)
+
+
+def log_cost(model: VideoModel, num_frames: int, crop_size: int) -> None:
+    """Say how large the model is and what one test view costs; on rank 0."""
+    if is_main():
+        cost = model_cost(model, num_frames, crop_size)
+        logger.info("%s: %d frames of %d x %d pixels", cost, num_frames, crop_size, crop_size)
 
 
 class NonFiniteLossError(RuntimeError):

@@ -3,10 +3,11 @@
 import builtins
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from vmp.utils.signals import EXIT_AGAIN, Interrupted
+from vmp.utils import signals
 
 # Errors that are the user's or the data's, not the program's, by name: this layer knows no other.
 EXPECTED = ("ValueError", "NonFiniteLossError", "DecodeError", "OSError")
@@ -16,19 +17,18 @@ def run_cli(main: Callable[[], object]) -> None:
     """Call `main`; end with status 1 and one line for errors that a user can mend.
 
     A run that was asked to stop and has saved its state ends with status 75. Errors of processes
-    that `main` started count too. Others, which are ours, keep their
-    traceback.
+    that `main` started count too. Others, which are ours, keep their traceback.
     """
     try:
         main()
     except KeyboardInterrupt:
         sys.exit("interrupted")
-    except Interrupted:
-        sys.exit(EXIT_AGAIN)  # the log has said why
+    except signals.Interrupted:
+        _leave_saved()
     except ProcessRaisedException as error:
         name, message = last_line(f"RuntimeError: {error}")
-        if name == "Interrupted":
-            sys.exit(EXIT_AGAIN)
+        if name == signals.Interrupted.__name__:
+            _leave_saved()
         # known by its name alone; OSError has subclasses among the built-in ones
         kind = getattr(builtins, name, None)
         if name not in EXPECTED and not (isinstance(kind, type) and issubclass(kind, OSError)):
@@ -40,6 +40,12 @@ def run_cli(main: Callable[[], object]) -> None:
             raise
         _, message = last_line(f"{type(error).__name__}: {error}")
         sys.exit(f"error: {message}")
+
+
+def _leave_saved() -> NoReturn:
+    """End with the status that says so, whatever signals still come; the log has said why."""
+    signals.ignore()  # Python gives handlers up before it is gone, and a batch system signals again
+    sys.exit(signals.EXIT_AGAIN)
 
 
 def last_line(text: str) -> tuple[str, str]:

@@ -1,0 +1,109 @@
+"""When a training is saved and when it stops, alike on all ranks."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from vmp.engine.checkpoint import CheckpointWriter, checkpoint_path
+from vmp.engine.progress import NonFiniteLossError
+from vmp.engine.state import collect_state
+from vmp.engine.step import Learner
+from vmp.engine.stopping import Decisions
+from vmp.utils.distributed import any_rank, is_main
+from vmp.utils.signals import Interrupted, stop_requested
+
+
+class Plan(NamedTuple):
+    """When what happens in a training, and where it is written."""
+
+    output_dir: Path
+    max_epoch: int
+    accumulate: int  # micro-batches of an update
+    log_period: int  # updates
+    eval_period: int  # epochs, 0: never
+    checkpoint_period: int  # epochs
+    checkpoint_steps: int  # 0: none within an epoch
+    checkpoint_minutes: float  # 0: none by the clock
+    checkpoint_keep: int
+    precise_batches: int  # 0: no precise batch statistics
+    config: str  # all of it, as text
+
+
+class Saver:
+    """Decides when the ranks save and stop within an epoch, and has rank 0 write.
+
+    Args:
+        learner: what is saved.
+        plan: when and where.
+    """
+
+    def __init__(self, learner: Learner, plan: Plan) -> None:
+        self.writer = CheckpointWriter(keep=plan.checkpoint_keep)
+        self._learner, self._plan = learner, plan
+        self._decisions = Decisions(plan.checkpoint_minutes)
+
+    def after_step(self) -> None:
+        """Save when it is time; on all ranks, after each step.
+
+        Raises:
+            Interrupted: it was asked for, and this step is saved.
+        """
+        save, stop = self._decisions.after_step()
+        steps = self._plan.checkpoint_steps
+        if save or stop or (steps and self._learner.step % steps == 0):
+            self.save()
+        if stop:
+            self._stop()
+
+    def after_epoch(self, *, saved: bool) -> None:
+        """Stop if asked to; on all ranks, at the end of an epoch that is or is not `saved`.
+
+        Raises:
+            Interrupted: it was asked for, and the epoch is saved. Not after the last one.
+        """
+        _, stop = self._decisions.after_step()
+        if stop and self._learner.epoch < self._plan.max_epoch:
+            if not saved:
+                self.save()
+            self._stop()
+
+    def _stop(self) -> None:
+        self.finish()
+        learner = self._learner
+        path = checkpoint_path(self._plan.output_dir, learner.epoch, learner.update)
+        raise Interrupted(
+            f"stopped by {stop_requested() or 'a signal to another rank'} after step "
+            f"{learner.step}; {path} is written, and the same command goes on from it"
+        )
+
+    def save(self, *, best: bool = False) -> None:
+        """Begin to write a checkpoint of this step.
+
+        Raises:
+            NonFiniteLossError: such weights are no good.
+        """
+        learner, plan = self._learner, self._plan
+        check_weights(learner)
+        path = checkpoint_path(plan.output_dir, learner.epoch, learner.update)
+        state = collect_state(learner, plan.config)
+        if is_main():
+            self.writer.save(path, state, best=best)
+
+    def finish(self) -> None:
+        """Wait until all is written.
+
+        Raises:
+            OSError: the newest checkpoint could not be.
+        """
+        self._decisions.settle()
+        self.writer.wait()
+        if self.writer.failed:
+            raise OSError(f"{self.writer.failed}; make room, and the same command goes on")
+
+
+def check_weights(learner: Learner) -> None:
+    """Raise on all ranks if a weight or statistic is not finite: such a checkpoint is no good."""
+    finite = [value.isfinite().all() for value in learner.model.state_dict().values()]
+    if any_rank(not bool(torch.stack(finite).all()), learner.device):
+        raise NonFiniteLossError(f"the weights are not finite after step {learner.step}")

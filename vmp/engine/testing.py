@@ -1,0 +1,99 @@
+"""The test of a trained model."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+
+from vmp.data import build_loader
+from vmp.engine.agreement import check_agreement
+from vmp.engine.build import build_device
+from vmp.engine.checkpoint import list_checkpoints
+from vmp.engine.evaluate import describe_test, predict, write_results
+from vmp.engine.progress import log_cost
+from vmp.engine.provenance import build_provenance
+from vmp.engine.score_store import ScoreStore
+from vmp.models import build_model, load_pretrained
+from vmp.utils.distributed import broadcast_object, get_rank, get_world_size, is_main
+from vmp.utils.logging import readable
+from vmp.utils.signals import stop_requested
+
+logger = logging.getLogger(__name__)
+
+
+def test(cfg: CfgNode) -> None:
+    """Test TEST.CHECKPOINT_FILE_PATH, or the run's newest checkpoint, with several views.
+
+    Writes predictions.npz and test_results.json to OUTPUT_DIR.
+
+    Raises:
+        ValueError: there is no checkpoint, or it does not fit the model.
+    """
+    device = build_device(cfg)
+    torch.manual_seed(cfg.RNG_SEED)
+    model = build_model(cfg).to(device)
+    if not cfg.TRAIN.ENABLE:  # else the training has said it
+        log_cost(model, cfg.DATA.NUM_FRAMES, cfg.DATA.TEST_CROP_SIZE)
+    path = _checkpoint_to_test(cfg.OUTPUT_DIR, cfg.TEST.CHECKPOINT_FILE_PATH)
+    report = load_pretrained(model, path)
+    check_agreement({f"{path} (SHA-256)": report.sha256}, seconds=cfg.DIST_TIMEOUT)
+    misfits = [*report.missing, *report.dropped, *report.unexpected]
+    if misfits:
+        raise ValueError(
+            f"{path} and the model differ in {', '.join(misfits[:5])}"
+            f"{' ...' if len(misfits) > 5 else ''}; a test needs every weight and no other: check "
+            "MODEL.NAME, MODEL.NUM_CLASSES and PROMPT.ENABLE"
+        )
+    with build_loader(cfg, "test", get_rank(), get_world_size()) as loader:
+        logger.info("testing %s with %d views a video", path, loader.num_views)
+        provenance = broadcast_object(build_provenance(cfg, model, report) if is_main() else None)
+        store = ScoreStore(Path(cfg.OUTPUT_DIR, "test_scores"), describe_test(loader, provenance))
+        predictions = predict(
+            model,
+            loader,
+            device=device,
+            precision=getattr(torch, cfg.TRAIN.PRECISION),
+            ensemble=cfg.TEST.ENSEMBLE,
+            threads=cfg.TEST.CPU_THREADS,
+            store=store,
+            stop=stop_requested,
+        )
+    if not is_main():
+        return
+    results = write_results(cfg.OUTPUT_DIR, predictions, loader, provenance)
+    store.remove()
+    counts = results["counts"]
+    logger.info(
+        "test  %s  (evaluated %d of %d videos)",
+        readable(results["metrics"]),
+        counts["evaluated_videos"],
+        counts["videos"],
+    )
+    _log_failures(results["not_evaluated"])
+    logger.info("wrote %s", Path(cfg.OUTPUT_DIR) / "test_results.json")
+
+
+def _log_failures(failures: Sequence[Mapping[str, Any]], shown: int = 20) -> None:
+    """Say what was not evaluated, and of many only the first: the results name them all."""
+    for failure in failures[:shown]:
+        logger.warning(
+            "not evaluated: %s (%s): %s", failure["id"], failure["path"], failure["reason"]
+        )
+    if len(failures) > shown:
+        logger.warning("not evaluated: %d more, see test_results.json", len(failures) - shown)
+
+
+def _checkpoint_to_test(output_dir: str, wanted: str) -> str:
+    """Return the checkpoint named, or the newest of the run; the same on all ranks."""
+    if wanted:
+        return wanted
+    kept = broadcast_object(list_checkpoints(output_dir))
+    if not kept:
+        raise ValueError(
+            f"there is no checkpoint in {output_dir}; train first (TRAIN.ENABLE True) or name one "
+            "with TEST.CHECKPOINT_FILE_PATH"
+        )
+    return str(kept[-1])
