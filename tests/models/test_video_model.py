@@ -167,24 +167,6 @@ def small_cfg(name: str):
     return cfg
 
 
-# I3D is C2D with other kernels
-COMPILED = [
-    pytest.param(name, marks=pytest.mark.slow if name in ("c2d", "i3d") else ())
-    for name, _ in BACKBONES
-]
-
-
-@pytest.mark.parametrize("name", COMPILED)
-def test_a_prompted_model_compiles_into_one_graph(name):
-    torch._dynamo.reset()
-    cfg = small_cfg(name)
-    cfg.PROMPT.ENABLE = True
-    model = build_model(cfg).eval()
-    clip = torch.randint(256, (2, 3, 9, 64, 64), dtype=torch.uint8)
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(clip).logits, model(clip).logits)
-
-
 @pytest.mark.parametrize("name", [name for name, _ in BACKBONES])
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_any_backbone_trains_with_a_prompt(name, bfloat16):

@@ -34,7 +34,8 @@ def test_equations_agree_with_the_paper_in_float64(m, n):
     values = torch.from_numpy(scaled).permute(0, 4, 1, 2, 3)
     a = F.slope(torch.tensor([m], dtype=torch.float64))
     b = F.shift(torch.tensor([n], dtype=torch.float64))
-    attention = F.power_normalization(F.frame_differences(F.to_gray(pixels)), a, b)
+    scales = F.clip_scales(torch.float64, mean=(0.0,) * 3, std=(1.0,) * 3)
+    attention = F.power_normalization(F.frame_differences(pixels, scales), a, b)
     prompts = F.motion_prompts(attention, values)
 
     np.testing.assert_allclose(attention, np.stack([w[0] for w in wanted]), atol=1e-13)
@@ -80,7 +81,28 @@ def test_normalize_and_to_pixels_are_inverse():
 
 
 def test_luma_of_the_release_swaps_red_and_blue():
-    pixels = torch.rand(1, 3, 2, 4, 4)
-    swapped = F.to_gray(pixels.flip(1), "bgr")
-    torch.testing.assert_close(F.to_gray(pixels, "rgb"), swapped)
-    assert not torch.allclose(F.to_gray(pixels, "rgb"), F.to_gray(pixels, "bgr"))
+    pixels = torch.rand(1, 3, 3, 4, 4)
+    rgb, bgr = (F.clip_scales(torch.float32, (0.5,) * 3, (0.2,) * 3, luma) for luma in F.LUMA)
+    swapped = F.frame_differences(pixels.flip(1), bgr)
+    torch.testing.assert_close(F.frame_differences(pixels, rgb), swapped)
+    assert not torch.allclose(swapped, F.frame_differences(pixels.flip(1), rgb))
+
+
+def test_differences_of_bytes_and_of_normalised_frames_are_those_of_the_grey_pixels():
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    clip = torch.randint(0, 256, (2, 3, 4, 5, 6), dtype=torch.uint8)
+    red, green, blue = (clip.double() / 255).unbind(1)
+    wanted = (0.299 * red + 0.587 * green + 0.114 * blue).diff(dim=1)
+    bytes_, floats = clip, F.normalize(clip, mean, std)
+    for given, error in ((bytes_, 6e-8), (floats, 3e-7)):
+        differences = F.frame_differences(given, F.clip_scales(given.dtype, mean, std))
+        assert differences.dtype == torch.float32
+        assert (differences - wanted).abs().max() <= error
+
+
+def test_the_largest_sum_of_bytes_is_exact():
+    clip = torch.full((1, 3, 2, 1, 1), 255, dtype=torch.uint8)
+    clip[:, :, 0] = 0
+    clip[:, 2, 1] = 254  # 114 thousandths of a 255th less
+    difference = F.frame_differences(clip, F.clip_scales(torch.uint8, (0.5,) * 3, (0.2,) * 3))
+    assert difference == torch.tensor(254_886 / 255_000)

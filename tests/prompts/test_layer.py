@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vmp.prompts import MotionPrompt
+from vmp.prompts import POWER_NORMS, MotionPrompt
 from vmp.prompts.functional import normalize
 from vmp.prompts.power_norm import PowerNorm, sigmoid
 
@@ -46,7 +46,8 @@ def test_a_still_video_has_no_variation_and_constant_attention(layer):
     assert variation == 0
     attention = layer.attention(still)
     assert (attention == layer.power_norm.describe()["f0"]).all()
-    assert torch.equal(prompts, attention[:, None] * normalize(still, MEAN, STD)[:, :, 1:])
+    wanted = attention[:, None] * normalize(still, MEAN, STD)[:, :, 1:]
+    torch.testing.assert_close(prompts, wanted, atol=2e-6, rtol=0)
 
 
 def test_full_attention_gives_the_frames_back():
@@ -103,19 +104,27 @@ def test_extreme_clips_stay_finite_under_autocast(half, m, n):
         prompts, variation = layer(clip)
         loss = prompts.square().mean() + variation
     loss.backward()
-    assert prompts.dtype == torch.float32
+    assert prompts.dtype == half
+    assert variation.dtype == torch.float32
     for value in (prompts, variation, layer.power_norm.m.grad, layer.power_norm.n.grad):
         assert torch.isfinite(value).all()
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_autocast_changes_nothing(layer, half):
-    clip = bytes_clip(1, 3, 5, 8, 8)
+@pytest.mark.parametrize("power_norm", [sigmoid, POWER_NORMS.get("gamma")])
+def test_autocast_rounds_the_prompts_and_changes_nothing_else(half, power_norm):
+    layer, clip = MotionPrompt(power_norm()), bytes_clip(1, 3, 5, 8, 8)
     plain = layer(clip)
     with torch.autocast("cpu", half):
         cast = layer(clip)
-    assert torch.equal(plain[0], cast[0])
+    assert torch.equal(plain[0].to(half), cast[0])
     assert torch.equal(plain[1], cast[1])
+
+
+def test_autocast_leaves_float64_alone(layer):
+    with torch.autocast("cpu", torch.bfloat16):
+        prompts, variation = layer.double()(torch.rand(1, 3, 4, 5, 5, dtype=torch.float64))
+    assert prompts.dtype == variation.dtype == torch.float64
 
 
 def test_half_precision_clips_are_computed_in_float32(layer):
@@ -133,7 +142,7 @@ def test_clips_of_another_shape_are_refused(layer, shape, message):
         layer(torch.rand(shape))
 
 
-@pytest.mark.parametrize("options", [{"luma": "hsv"}, {"reduction": "sum"}])
+@pytest.mark.parametrize("options", [{"luma": "hsv"}, {"reduction": "sum"}, {"kernel": "cuda"}])
 def test_unknown_options_are_refused(options):
     with pytest.raises(ValueError, match="must be one of"):
         MotionPrompt(**options)

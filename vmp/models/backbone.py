@@ -6,11 +6,15 @@ of training; the head then sees one place. A larger crop gives several places (f
 testing).
 """
 
+import contextlib
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vmp.utils.registry import Registry
 
@@ -28,13 +32,20 @@ class Backbone(nn.Module):
             logits (B, classes, T', H', W'), never probabilities.
         strides: one per pathway, slowest first: a pathway of stride s sees one frame in s. (1,)
             for one pathway, (alpha, 1) for SlowFast.
+        blocks: types of the modules in `net` that `recompute_blocks` is for, none in another.
     """
 
-    def __init__(self, net: nn.Module, strides: tuple[int, ...] = (1,)) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        strides: tuple[int, ...] = (1,),
+        blocks: tuple[type[nn.Module], ...] = (),
+    ) -> None:
         super().__init__()
         assert strides
         self.net = net
         self.strides = strides
+        self.blocks = blocks
 
     def place_logits(self, pathways: Sequence[Tensor]) -> Tensor:
         """Return the logits of every place the head sees.
@@ -69,6 +80,67 @@ class Backbone(nn.Module):
             return places.squeeze(2)
         places = places.to(torch.promote_types(places.dtype, torch.float32))
         return places.log_softmax(dim=1).logsumexp(dim=2) - math.log(count)
+
+
+def recompute_blocks(backbone: Backbone) -> None:
+    """Have every block keep its inputs only, and compute the rest once more in the backward pass.
+
+    This is activation checkpointing: less memory for about a third more time. Names in the state
+    dict, gradients, random draws and running statistics are those without.
+
+    Raises:
+        ValueError: a backbone that does not say what its blocks are.
+    """
+    blocks = [block for block in backbone.net.modules() if isinstance(block, backbone.blocks)]
+    if not blocks:
+        raise ValueError(
+            "MODEL.ACT_CHECKPOINT is True, but this backbone names no blocks to compute again; "
+            "give Backbone its `blocks`, or set ACT_CHECKPOINT False"
+        )
+    for block in blocks:
+        # on the instance, since a module around it would change the names in the state dict
+        block.forward = functools.partial(_forward_again, block)
+
+
+def _forward_again(block: nn.Module, *inputs: Any, **kwargs: Any) -> Any:
+    forward = type(block).forward
+    if not torch.is_grad_enabled():
+        return forward(block, *inputs, **kwargs)
+    if not torch.compiler.is_compiling():  # a compiled graph changes statistics once by itself
+        kwargs["context_fn"] = functools.partial(_contexts, block)
+    return checkpoint(forward, block, *inputs, use_reentrant=False, **kwargs)
+
+
+def _contexts(
+    block: nn.Module,
+) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    """Return what surrounds a block the first time and the second."""
+    return contextlib.nullcontext(), _spare_buffers(block)
+
+
+@contextlib.contextmanager
+def _spare_buffers(block: nn.Module) -> Iterator[None]:
+    """Give `block` copies of its buffers, so that norms don't count the same batch twice."""
+    owners = [module for module in block.modules() if module._buffers]
+    kept = [module._buffers for module in owners]
+    for module in owners:
+        module._buffers = {n: b if b is None else b.clone() for n, b in module._buffers.items()}
+    try:
+        yield
+    finally:
+        for module, buffers in zip(owners, kept, strict=True):
+            module._buffers = buffers
+
+
+def plain_strides(net: nn.Module) -> nn.Module:
+    """Make the strides of convolutions Python's integers, and return `net`.
+
+    pytorchvideo gives some of them as NumPy's, which torch.compile takes for variables.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv3d):
+            module.stride = tuple(int(stride) for stride in module.stride)
+    return net
 
 
 def check_choice(key: str, value: object, allowed: Sequence[object]) -> None:

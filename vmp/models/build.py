@@ -4,7 +4,7 @@ import torch.distributed as dist
 from fvcore.common.config import CfgNode
 
 from vmp.models import resnet, slowfast, timesformer, x3d  # noqa: F401  (they register themselves)
-from vmp.models.backbone import BACKBONES, Backbone
+from vmp.models.backbone import BACKBONES, Backbone, recompute_blocks
 from vmp.models.sync_batchnorm import convert_sync_batchnorm
 from vmp.models.video_model import VideoModel
 from vmp.prompts import POWER_NORMS, MotionPrompt
@@ -15,7 +15,8 @@ def build_backbone(cfg: CfgNode) -> Backbone:
     """Make the backbone MODEL.NAME from the section that bears its name.
 
     Raises:
-        ValueError: an unknown name, or sizes that do not fit each other.
+        ValueError: an unknown name, sizes that do not fit each other, or MODEL.ACT_CHECKPOINT for
+            one of your own that does not say what its blocks are.
     """
     make = pick(BACKBONES, cfg.MODEL.NAME)
     backbone: Backbone = make(
@@ -25,6 +26,8 @@ def build_backbone(cfg: CfgNode) -> Backbone:
         dropout_rate=cfg.MODEL.DROPOUT_RATE,
         **section_kwargs(cfg[cfg.MODEL.NAME.upper()]),
     )
+    if cfg.MODEL.ACT_CHECKPOINT:
+        recompute_blocks(backbone)
     return backbone
 
 
@@ -37,6 +40,7 @@ def build_prompt(cfg: CfgNode) -> MotionPrompt:
         reduction=cfg.PROMPT.REDUCTION,
         mean=cfg.DATA.MEAN,
         std=cfg.DATA.STD,
+        kernel=cfg.PROMPT.KERNEL,
     )
 
 

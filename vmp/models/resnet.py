@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pytorchvideo.models.resnet import create_resnet
+from pytorchvideo.models.resnet import ResBlock, create_resnet
 from torch import nn
 
 from vmp.models.backbone import (
@@ -13,6 +13,7 @@ from vmp.models.backbone import (
     check_at_least,
     check_choice,
     head_side,
+    plain_strides,
 )
 
 DEPTHS = (50, 101, 152)
@@ -125,4 +126,4 @@ def _resnet(
         head_output_with_global_average=False,  # that would average logits; Backbone does it right
         **arguments,
     )
-    return Backbone(net)
+    return Backbone(plain_strides(net), blocks=(ResBlock,))

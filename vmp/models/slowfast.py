@@ -1,5 +1,6 @@
 """SlowFast (Feichtenhofer et al., arXiv:1812.03982) on pytorchvideo's blocks."""
 
+from pytorchvideo.models.resnet import ResBlock
 from pytorchvideo.models.slowfast import create_slowfast
 
 from vmp.models.backbone import (
@@ -11,6 +12,7 @@ from vmp.models.backbone import (
     check_choice,
     check_divides,
     head_side,
+    plain_strides,
 )
 
 # Blocks of the stage res4, by depth.
@@ -86,4 +88,4 @@ def slowfast(
         head_activation=None,
         head_output_with_global_average=False,  # that would average logits; Backbone does it right
     )
-    return Backbone(net, strides=(alpha, 1))
+    return Backbone(plain_strides(net), strides=(alpha, 1), blocks=(ResBlock,))

@@ -73,7 +73,7 @@ def timesformer(
         mlp_ratio=mlp_ratio,
         drop_path_rate=drop_path_rate,
     )
-    return Backbone(net)
+    return Backbone(net, blocks=(Block, DividedBlock))
 
 
 class DropPath(nn.Module):
@@ -87,13 +87,20 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
+    def draw(self, like: Tensor, *sizes: int) -> Tensor | None:
+        """Return (*sizes) of 0 (dropped) and 1 / (1 - rate) (stays); None where all stay.
+
+        The type and the device are those of `like`.
+        """
+        if not self.training or self.rate == 0:
+            return None
+        keep = 1 - self.rate
+        return like.new_empty(sizes).bernoulli_(keep).div_(keep)
+
     def forward(self, rows: Tensor) -> Tensor:
         """Return `rows` (any, ...) with some set to 0."""
-        if not self.training or self.rate == 0:
-            return rows
-        keep = 1 - self.rate
-        shape = (rows.shape[0],) + (1,) * (rows.ndim - 1)
-        return rows * rows.new_empty(shape).bernoulli_(keep) / keep
+        factors = self.draw(rows, rows.shape[0], *[1] * (rows.ndim - 1))
+        return rows if factors is None else rows * factors
 
 
 class Attention(nn.Module):
@@ -105,14 +112,35 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return (rows, tokens, D) for (rows, tokens, D)."""
-        heads = self.qkv(tokens).unflatten(
-            2, (3, self.num_heads, -1)
-        )  # (rows, tokens, 3, heads, d)
-        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(query, key, value)  # (rows, heads, tokens, d)
-        out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+    def forward(self, tokens: Tensor, along: int = 1) -> Tensor:
+        """Return what the tokens of each row get from each other.
+
+        Args:
+            tokens: (rows, tokens, D).
+            along: dimension of the tokens; 0 for (tokens, rows, D), of which nothing is copied.
+
+        Returns:
+            A tensor of the shape of `tokens`.
+        """
+        # chunks, since the gradients of three parts of a last dimension are joined in one copy
+        query, key, value = self.qkv(tokens).chunk(3, dim=-1)
+        return self._mix(query, key, value, along)
+
+    def first(self, tokens: Tensor) -> Tensor:
+        """Return (rows, 1, D) for (rows, tokens, D): what the first token of each row gets."""
+        dim = tokens.shape[2]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        query = F.linear(tokens[:, :1], weight[:dim], bias[:dim])
+        key, value = F.linear(tokens, weight[dim:], bias[dim:]).chunk(2, dim=-1)
+        return self._mix(query, key, value, along=1)
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, along: int) -> Tensor:
+        heads = [
+            part.unflatten(2, (self.num_heads, -1)).movedim(along, 2)  # (rows, heads, tokens, d)
+            for part in (query, key, value)
+        ]
+        mixed = F.scaled_dot_product_attention(*heads)
+        out: Tensor = self.proj(mixed.movedim(2, along).flatten(2))
         return out
 
 
@@ -141,46 +169,79 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, tokens: Tensor, num_frames: int) -> Tensor:
-        """Return (rows, tokens, D) for (rows, tokens, D); `num_frames` plays no part here."""
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return (rows, tokens, D) for (rows, tokens, D)."""
         tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
         out: Tensor = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
         return out
 
 
-class DividedBlock(Block):
-    """Attention over time at each place, then over space in each frame, then the MLP."""
+class DividedBlock(nn.Module):
+    """Attention over time at each place, then over space in each frame, then the MLP.
+
+    The class token and the patches are two tensors, the patches with frames before clips: attention
+    over time and over space then see them in the order in which they lie, and nothing joins the two
+    but the rows of attention over space.
+    """
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
-        super().__init__(dim, num_heads, mlp_ratio, drop_path)
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
         self.temporal_norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.temporal_attn = Attention(dim, num_heads)
         self.temporal_fc = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tensor, num_frames: int) -> Tensor:
-        """Return (B, 1 + T N, D) for the same: the class token, then the places frame by frame."""
-        class_token, patches = tokens[:, :1], tokens[:, 1:].unflatten(1, (num_frames, -1))
+    def forward(
+        self, class_token: Tensor, patches: Tensor, class_only: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return both tensors after the block.
+
+        Args:
+            class_token: (B, D).
+            patches: (T, B, N, D).
+            class_only: leave out what only the patches would get from attention over space and from
+                the MLP: after the last block nobody reads them.
+        """
         patches = patches + self._over_time(patches)
-        class_update, patch_update = self._over_space(class_token, patches)
-        class_token, patches = class_token + class_update, patches + patch_update
-        tokens = torch.cat((class_token, patches.flatten(1, 2)), dim=1)
-        out: Tensor = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
-        return out
+        update, stay = self._over_space(class_token, patches, class_only)
+        class_update = update[:, :, 0] if stay is None else update[:, :, 0] * stay[:, :, 0]
+        class_token = class_token + class_update.mean(dim=0)
+        clips = self.drop_path.draw(class_token, class_token.shape[0], 1)  # which stay, (B, 1)
+        if not class_only:
+            patches = _add(patches, update[:, :, 1:], stay)
+            places = None if clips is None else clips.unsqueeze(1)
+            patches = _add(patches, self.mlp(self.norm2(patches)), places)
+        return _add(class_token, self.mlp(self.norm2(class_token)), clips), patches
 
     def _over_time(self, patches: Tensor) -> Tensor:
-        batch, _, places, _ = patches.shape  # (B, T, N, D)
-        rows = patches.transpose(1, 2).flatten(0, 1)  # (B N, T, D), without the class token
+        _, batch, places, _ = patches.shape
+        rows = self.temporal_norm1(patches).flatten(1, 2)  # (T, B N, D), without the class token
+        update = self.temporal_attn(rows, along=0)
         # paths are dropped before temporal_fc, whose bias therefore stays
-        update = self.temporal_fc(self.drop_path(self.temporal_attn(self.temporal_norm1(rows))))
-        out: Tensor = update.unflatten(0, (batch, places)).transpose(1, 2)
+        stay = self.drop_path.draw(patches, batch * places, 1)
+        update = self.temporal_fc(update if stay is None else update * stay)
+        out: Tensor = update.unflatten(1, (batch, places))
         return out
 
-    def _over_space(self, class_token: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        batch, frames, _, _ = patches.shape
-        copies = class_token.unsqueeze(1).expand(-1, frames, -1, -1)  # (B, T, 1, D)
-        rows = torch.cat((copies, patches), dim=2).flatten(0, 1)  # (B T, 1 + N, D)
-        update = self.drop_path(self.attn(self.norm1(rows))).unflatten(0, (batch, frames))
-        return update[:, :, 0].mean(dim=1, keepdim=True), update[:, :, 1:]
+    def _over_space(
+        self, class_token: Tensor, patches: Tensor, class_only: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the update of each frame's tokens (T, B, 1 + N or 1, D), and which frames stay."""
+        frames, batch = patches.shape[:2]
+        copies = self.norm1(class_token).expand(frames, -1, -1).unsqueeze(2)  # (T, B, 1, D)
+        rows = torch.cat((copies, self.norm1(patches)), dim=2).flatten(0, 1)  # (T B, 1 + N, D)
+        update = self.attn.first(rows) if class_only else self.attn(rows)
+        stay = self.drop_path.draw(patches, batch, frames, 1, 1)
+        return update.unflatten(0, (frames, batch)), stay if stay is None else stay.transpose(0, 1)
+
+
+def _add(tokens: Tensor, update: Tensor, factors: Tensor | None) -> Tensor:
+    """Return tokens + factors * update, in one pass; None: + update."""
+    return tokens + update if factors is None else torch.addcmul(tokens, update, factors)
 
 
 class PatchEmbed(nn.Module):
@@ -266,14 +327,31 @@ class TimeSformer(nn.Module):
                 f"a crop of {height} x {width} pixels was given; TIMESFORMER.PATCH_SIZE "
                 f"{self.patch_size} must divide both sides"
             )
-        tokens = self._embed(clip)  # (B T, 1 + N, D)
-        if self.attention_type != "space_only":
-            tokens = self._join_frames(tokens.unflatten(0, (batch, frames)))
-        for block in self.blocks:
-            tokens = block(tokens, frames)
+        patches = self._patches(clip)  # (B, T, N, D)
+        class_token = self.cls_token + self.pos_embed[:, :1]  # (1, 1, D)
+        class_token = class_token.to(patches.dtype)
+        if self.attention_type == "divided_space_time":
+            return self._divided(class_token, patches)
         if self.attention_type == "space_only":
-            tokens = tokens.unflatten(0, (batch, frames)).mean(dim=1)
-        out: Tensor = self.norm(tokens[:, 0])
+            patches = patches.flatten(0, 1)  # (B T, N, D)
+        else:
+            patches = patches.flatten(1, 2)  # (B, T N, D)
+        tokens = torch.cat((class_token.expand(patches.shape[0], -1, -1), patches), dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        class_token = tokens[:, 0]
+        if self.attention_type == "space_only":
+            class_token = class_token.unflatten(0, (batch, frames)).mean(dim=1)
+        out: Tensor = self.norm(class_token)
+        return out
+
+    def _divided(self, class_token: Tensor, patches: Tensor) -> Tensor:
+        class_token = class_token[0].expand(patches.shape[0], -1)  # (B, D)
+        patches = patches.transpose(0, 1).contiguous()  # (T, B, N, D)
+        last = len(self.blocks) - 1
+        for number, block in enumerate(self.blocks):
+            class_token, patches = block(class_token, patches, class_only=number == last)
+        out: Tensor = self.norm(class_token)
         return out
 
     def forward(self, clip: Tensor) -> Tensor:
@@ -281,24 +359,21 @@ class TimeSformer(nn.Module):
         logits: Tensor = self.head(self.dropout(self.features(clip)))
         return logits[:, :, None, None, None]
 
-    def _embed(self, clip: Tensor) -> Tensor:
-        """Return (B T, 1 + N, D): per frame a class token and its patches, with their positions."""
+    def _patches(self, clip: Tensor) -> Tensor:
+        """Return the patches (B, T, N, D) of a clip, with their positions and times."""
+        batch, _, frames, _, _ = clip.shape
         grid = self.patch_embed(clip.transpose(1, 2).flatten(0, 1))  # (B T, D, rows, columns)
-        class_position, positions = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        positions: Tensor = self.pos_embed[:, 1:]
         if grid.shape[2:] != (self.grid_side, self.grid_side):
             positions = resize_positions(positions, self.grid_side, (grid.shape[2], grid.shape[3]))
-        patches = grid.flatten(2).transpose(1, 2) + positions
-        class_token = (self.cls_token + class_position).expand(patches.shape[0], -1, -1)
-        return torch.cat((class_token.to(patches.dtype), patches), dim=1)
-
-    def _join_frames(self, tokens: Tensor) -> Tensor:
-        """Return (B, 1 + T N, D) of (B, T, 1 + N, D): one class token, patches with their time."""
-        frames = tokens.shape[1]
+        patches: Tensor = grid.flatten(2).transpose(1, 2) + positions
+        patches = patches.unflatten(0, (batch, frames))
+        if self.attention_type == "space_only":
+            return patches
         times: Tensor = self.time_embed
         if times.shape[1] != frames:
             times = resize_times(times, frames)
-        patches = tokens[:, :, 1:] + times.unsqueeze(2)
-        return torch.cat((tokens[:, 0, :1], patches.flatten(1, 2)), dim=1)
+        return patches + times.unsqueeze(2)
 
 
 def resize_positions(positions: Tensor, side: int, size: tuple[int, int]) -> Tensor:

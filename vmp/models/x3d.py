@@ -71,7 +71,7 @@ def x3d(
     for block in net.modules():
         if isinstance(block, ResBlock):
             _amend(block, shortcut_norm)
-    return Backbone(net)
+    return Backbone(net, blocks=(ResBlock,))
 
 
 def _amend(block: Any, shortcut_norm: bool) -> None:

@@ -5,18 +5,51 @@ The paper counts T frames and T-1 maps; the numbers below are those of the backb
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Rec. 601 weights of red, green, blue. The release applies OpenCV's BGR order to RGB frames, so
-# red and blue are swapped there; checkpoints of the release need "bgr".
-LUMA = {"rgb": (0.299, 0.587, 0.114), "bgr": (0.114, 0.587, 0.299)}
+# Rec. 601 weights of red, green, blue, in thousandths. The release applies OpenCV's BGR order to
+# RGB frames, so red and blue are swapped there; checkpoints of the release need "bgr".
+LUMA = {"rgb": (299, 587, 114), "bgr": (114, 587, 299)}
 REDUCTIONS = ("mean", "frobenius")
 
 
+class Scales(NamedTuple):
+    """What the numbers x of a clip stand for; three each are red, green, blue.
+
+    Attributes:
+        luma: the grey frame F' is unit * sum(luma * x), but for a constant.
+        unit: see `luma`.
+        gain: the normalised frame is gain * x + offset.
+        offset: see `gain`.
+    """
+
+    luma: tuple[float, ...]
+    unit: float
+    gain: tuple[float, ...]
+    offset: tuple[float, ...]
+
+
+def clip_scales(
+    dtype: torch.dtype, mean: Sequence[float], std: Sequence[float], luma: str = "rgb"
+) -> Scales:
+    """Return the scales of a clip of bytes, or of floats, which are normalised already."""
+    thousandths = LUMA[luma]
+    if dtype == torch.uint8:
+        # sums of thousandths of bytes are whole numbers below 2^24: exact in float32
+        gain = tuple(1 / (255 * s) for s in std)
+        offset = tuple(-m / s for m, s in zip(mean, std, strict=True))
+        return Scales(tuple(map(float, thousandths)), 1 / 255_000, gain, offset)
+    # the mean is the constant that differences do not see
+    weights = tuple(weight * s / 1000 for weight, s in zip(thousandths, std, strict=True))
+    return Scales(weights, 1.0, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+
+
 def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1, 1)
+    # each is filled on its device: a tensor made of a list is copied there, and is waited for
+    return torch.stack([like.new_full((), value) for value in values]).view(-1, 1, 1, 1)
 
 
 def normalize(clip: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -38,16 +71,20 @@ def to_pixels(clip: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tens
     return clip * _per_channel(std, clip) + _per_channel(mean, clip)
 
 
-def to_gray(pixels: Tensor, luma: str = "rgb") -> Tensor:
-    """Return the grey frames F' (B, T, H, W) of RGB pixels (B, 3, T, H, W), same range."""
-    red, green, blue = pixels.unbind(dim=1)
-    weights = LUMA[luma]
-    return weights[0] * red + weights[1] * green + weights[2] * blue
+def frame_differences(clip: Tensor, scales: Scales) -> Tensor:
+    """Return D_t = F'_{t+1} - F'_t of the grey frames F' in [0, 1], at least float32.
 
+    Args:
+        clip: (B, 3, T+1, H, W) RGB.
+        scales: of the clip, from `clip_scales`.
 
-def frame_differences(gray: Tensor) -> Tensor:
-    """Return D_t = F'_{t+1} - F'_t in [-1, 1], (B, T, H, W), of T+1 grey frames in [0, 1]."""
-    return gray.diff(dim=1)
+    Returns:
+        (B, T, H, W), in [-1, 1].
+    """
+    red, green, blue = clip.to(torch.promote_types(clip.dtype, torch.float32)).unbind(dim=1)
+    weights = scales.luma
+    gray = (weights[0] * red).add(green, alpha=weights[1]).add(blue, alpha=weights[2])
+    return gray.diff(dim=1) * scales.unit
 
 
 def slope(m: Tensor, alpha: float = 5.0, beta: float = 0.45, eps: float = 0.1) -> Tensor:
