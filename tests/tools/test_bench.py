@@ -25,7 +25,12 @@ def _small(bench_decode):
 
 
 @pytest.fixture(scope="module")
-def bench(bench_decode):
+def bench_step():
+    yield from load_module("bench_step", TOOLS / "bench_step.py")
+
+
+@pytest.fixture(scope="module")
+def bench(bench_decode, bench_step):
     yield from load_module("bench", TOOLS / "bench.py")
 
 
