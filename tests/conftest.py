@@ -76,6 +76,12 @@ def bench_decode() -> Iterator[ModuleType]:
 
 
 @pytest.fixture(scope="session")
+def bench_step() -> Iterator[ModuleType]:
+    """Return tools/bench_step.py, likewise."""
+    yield from load_module("bench_step", ROOT / "tools" / "bench_step.py")
+
+
+@pytest.fixture(scope="session")
 def doctor_dist() -> Iterator[ModuleType]:
     """Return tools/doctor_dist.py, which tools/doctor.py imports as a file beside it."""
     yield from load_module("doctor_dist", ROOT / "tools" / "doctor_dist.py")

@@ -308,8 +308,13 @@ def _step_bytes(way: Way) -> int:
         before = torch.cuda.memory_allocated()
         time_step(way)
         return torch.cuda.max_memory_allocated() - before
+    return cpu_peak(lambda: time_step(way))
+
+
+def cpu_peak(work: Callable[[], object]) -> int:
+    """Return the most bytes that torch has allocated on the CPU at one time during `work`."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        time_step(way)
+        work()
     kineto: Any = profiler.profiler
     events = [e for e in kineto.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())

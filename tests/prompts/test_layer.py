@@ -48,6 +48,8 @@ def test_a_still_video_has_no_variation_and_constant_attention(layer):
     assert (attention == layer.power_norm.describe()["f0"]).all()
     wanted = attention[:, None] * normalize(still, MEAN, STD)[:, :, 1:]
     torch.testing.assert_close(prompts, wanted, atol=2e-6, rtol=0)
+    layer.kernel = "eager"
+    assert torch.equal(layer(still)[0], wanted)
 
 
 def test_full_attention_gives_the_frames_back():

@@ -161,7 +161,7 @@ _C.MODEL.DROPOUT_RATE = 0.5
 # Memory layout channels_last_3d in training: faster for some models on some machines.
 _C.MODEL.CHANNELS_LAST = False
 # Keep only the inputs of each residual or ViT block for the backward pass and compute the rest once
-# more: less memory, about a third more time, the same numbers.
+# more: less memory, more time, the same numbers.
 _C.MODEL.ACT_CHECKPOINT = False
 # torch.compile the model in training.
 _C.MODEL.COMPILE = False

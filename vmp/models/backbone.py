@@ -85,7 +85,7 @@ class Backbone(nn.Module):
 def recompute_blocks(backbone: Backbone) -> None:
     """Have every block keep its inputs only, and compute the rest once more in the backward pass.
 
-    This is activation checkpointing: less memory for about a third more time. Names in the state
+    This is activation checkpointing: less memory for one more forward pass. Names in the state
     dict, gradients, random draws and running statistics are those without.
 
     Raises:

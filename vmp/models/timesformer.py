@@ -158,8 +158,8 @@ class Mlp(nn.Module):
         return out
 
 
-class Block(nn.Module):
-    """A ViT block: attention among all tokens of a row, then the MLP, each with a residual."""
+class _ViTLayers(nn.Module):
+    """The layers of a ViT block, which both kinds of block put to use in their own way."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -168,6 +168,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
+
+
+class Block(_ViTLayers):
+    """A ViT block: attention among all tokens of a row, then the MLP, each with a residual."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return (rows, tokens, D) for (rows, tokens, D)."""
@@ -176,7 +180,7 @@ class Block(nn.Module):
         return out
 
 
-class DividedBlock(nn.Module):
+class DividedBlock(_ViTLayers):
     """Attention over time at each place, then over space in each frame, then the MLP.
 
     The class token and the patches are two tensors, the patches with frames before clips: attention
@@ -185,12 +189,7 @@ class DividedBlock(nn.Module):
     """
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.attn = Attention(dim, num_heads)
-        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
+        super().__init__(dim, num_heads, mlp_ratio, drop_path)
         self.temporal_norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.temporal_attn = Attention(dim, num_heads)
         self.temporal_fc = nn.Linear(dim, dim)

@@ -31,27 +31,23 @@ class _Block(NamedTuple):
     planes: list[Tensor]  # three (b, T, h, W)
 
 
-def forward(
-    clip: Tensor, a: Tensor, b: Tensor, scales: Scales, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Return the prompts, and the sum of squares that V (Eq. 6) is made of, 0-d float64.
+def forward(prompts: Tensor, clip: Tensor, a: Tensor, b: Tensor, scales: Scales) -> Tensor:
+    """Write the prompts, and return the sum of squares that V (Eq. 6) is made of, 0-d float64.
 
     Args:
+        prompts: (B, 3, T, H, W), contiguous, of any type of floats: what is in it is overwritten.
         clip: (B, 3, T+1, H, W), uint8 or floats up to float32, of any strides.
         a: slope, (1,).
         b: shift, (1,).
         scales: of the clip.
-        dtype: of the prompts.
     """
-    batch, _, frames, height, width = clip.shape
-    prompts = clip.new_empty((batch, 3, frames - 1, height, width), dtype=dtype)
     total = 0.0
     for block in _blocks(clip, prompts):
         attention = _arguments(block, float(a), float(b), scales).sigmoid_()
         later, earlier = attention[:, 1:], attention[:, :-1]
         total += float(torch.sub(later, earlier, out=block.planes[1][:, 1:]).square_().sum())
         torch.mul(_values(block, scales), attention, out=block.prompts)
-    return prompts, torch.tensor(total, dtype=torch.float64)
+    return torch.tensor(total, dtype=torch.float64)
 
 
 def backward(

@@ -113,7 +113,8 @@ def motion_prompt(
     """
     _announce(kernel, clip.device.type, "")
     scales = clip_scales(clip.dtype, mean, std, luma)
-    prompts, squares = _kernel(kernel).forward(clip, a, b, scales, dtype)
+    prompts = _new_prompts(clip, dtype)
+    squares = _kernel(kernel).forward(prompts, clip, a, b, scales)
     return prompts, (squares / _terms(clip, reduction)).float()
 
 
@@ -137,6 +138,12 @@ def motion_prompt_backward(
     return grad_a.to(a.dtype).view_as(a), grad_b.to(b.dtype).view_as(b)
 
 
+def _new_prompts(clip: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return room for the prompts of a clip, one frame fewer, contiguous."""
+    batch, channels, frames, height, width = clip.shape
+    return clip.new_empty((batch, channels, frames - 1, height, width), dtype=dtype)
+
+
 def _terms(clip: Tensor, reduction: str) -> int:
     """Return by what the sum of the squared changes of the attention is divided to give V."""
     batch, _, frames, height, width = clip.shape
@@ -146,10 +153,7 @@ def _terms(clip: Tensor, reduction: str) -> int:
 
 @motion_prompt.register_fake
 def _(clip: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    batch, _, frames, height, width = clip.shape
-    dtype = options[-2]
-    prompts = clip.new_empty((batch, 3, frames - 1, height, width), dtype=dtype)
-    return prompts, clip.new_empty((), dtype=torch.float32)
+    return _new_prompts(clip, dtype=options[-2]), clip.new_empty((), dtype=torch.float32)
 
 
 @motion_prompt_backward.register_fake

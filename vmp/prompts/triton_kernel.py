@@ -150,22 +150,19 @@ def _backward(
     tl.store(place + programs, tl.sum(total_b))
 
 
-def forward(
-    clip: Tensor, a: Tensor, b: Tensor, scales: Scales, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Return the prompts, and the sum of squares that V (Eq. 6) is made of, 0-d float64.
+def forward(prompts: Tensor, clip: Tensor, a: Tensor, b: Tensor, scales: Scales) -> Tensor:
+    """Write the prompts, and return the sum of squares that V (Eq. 6) is made of, 0-d float64.
 
     Args:
+        prompts: (B, 3, T, H, W), contiguous, of any type of floats: what is in it is overwritten.
         clip: (B, 3, T+1, H, W), uint8 or floats up to float32, of any strides.
         a: slope, (1,).
         b: shift, (1,).
         scales: of the clip.
-        dtype: of the prompts.
     """
-    batch, _, frames, height, width = clip.shape
-    prompts = clip.new_empty((batch, 3, frames - 1, height, width), dtype=dtype)
+    _, _, frames, height, width = clip.shape
     grid = _grid(clip)
-    sums = clip.new_empty((batch, grid[0]), dtype=torch.float32)
+    sums = clip.new_empty(grid, dtype=torch.float32)
     sizes = (frames, height * width, width)
     with torch.cuda.device_of(clip):
         _forward[grid](
@@ -177,7 +174,7 @@ def forward(
             BLOCK=BLOCK,
             enable_fp_fusion=True,
         )
-    return prompts, sums.sum(dtype=torch.float64)
+    return sums.sum(dtype=torch.float64)
 
 
 def backward(
