@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import load_module
 
@@ -22,11 +23,6 @@ def _small(bench_decode):
         patch.setattr(bench_decode, "FORMATS", forms)
         patch.setattr(bench_decode, "SAMPLINGS", {"4x4": (4, 4)})
         yield
-
-
-@pytest.fixture(scope="module")
-def bench_step():
-    yield from load_module("bench_step", TOOLS / "bench_step.py")
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +70,29 @@ def test_tables_and_lines_of_json_tell_the_same(bench, videos, tmp_path, capsys)
     assert f"| hmdb | 4x4 | {decode['cpu_ms']['plain']['median']:.1f} (" in shown
     assert f"| hmdb | 4x4 | 0 | {loader['clips_per_second']['plain']:.1f} |" in shown
     assert decode["machine"]["av"]
+
+
+TINY = ["TIMESFORMER.EMBED_DIM", "24", "TIMESFORMER.NUM_HEADS", "2", "TIMESFORMER.DEPTH", "2"]
+
+
+def test_a_step_is_measured_in_every_way_and_the_table_tells_what_is_kept(bench, tmp_path, capsys):
+    recipe, out = TOOLS.parent / "configs" / "MotionShapes" / "X3D_XS.yaml", tmp_path / "out.jsonl"
+    command = ["step", "--cfg", str(recipe), "--batch", "2", "--repeats", "2", "--device", "cpu"]
+    options = ["MODEL.NAME", "timesformer", "DATA.TRAIN_CROP_SIZE", "32", *TINY]
+    bench.main([*command, "--out", str(out), *options])
+    (result,) = (json.loads(line) for line in out.read_text().splitlines())
+    assert list(result["ways"]) == ["plain", "ours", "plain + prompt", "ours + prompt"]
+    for name, way in result["ways"].items():
+        assert ("anomaly mode" in way["details"]) == name.startswith("plain")
+        assert way["peak_bytes"] > 0
+        for step in way["steps"]:
+            assert 0 < step["forward"] + step["backward"] + step["optimizer"] < step["total"]
+            assert (step["prompt"] > 0) == ("prompt" in name)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| X3D_XS")]
+    assert [row.split(" | ")[2].split(" (")[0] for row in rows] == list(result["ways"])
+
+
+def test_attention_written_out_is_the_attention_of_torch(bench_step):
+    parts = torch.randn(3, 2, 4, 5, 6, dtype=torch.float64)
+    wanted = torch.nn.functional.scaled_dot_product_attention(*parts)
+    torch.testing.assert_close(bench_step.written_out_attention(*parts), wanted)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.engine.conftest import make_cfg  # noqa: F401  (a fixture)
 from vmp.utils.signals import EXIT_AGAIN
 
 LIMIT = 120  # seconds, for a machine that is busy with other things
@@ -35,9 +34,7 @@ def is_alive(group: int) -> bool:
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.dist)])
 def test_signalled_as_slurm_does_it_saves_leaves_with_75_and_leaves_nobody_behind(
-    make_cfg,  # noqa: F811
-    tmp_path,
-    processes,
+    make_cfg, tmp_path, processes
 ):
     cfg = make_cfg(
         "x3d", SOLVER__MAX_EPOCH=10000, NUM_PROCESSES=processes, DATA_LOADER__NUM_WORKERS=2
