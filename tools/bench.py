@@ -3,6 +3,7 @@
 python tools/bench.py decode      # CPU seconds of a clip: the plain way, ours, decoding alone
 python tools/bench.py loader      # clips per second of a whole loader
 python tools/bench.py step        # a training step and its parts: the plain way, ours
+python tools/bench.py stop        # what checkpoints, a stop by a signal and a resumed start cost
 """
 
 import argparse
@@ -19,10 +20,14 @@ from typing import Any
 import av
 import bench_decode
 import bench_step
+import bench_stop
 import torch
 
 from vmp.data.decode import BACKENDS
 from vmp.utils.cli import run_cli
+
+# each has add_arguments, measure, and HEAD and rows of its table
+PARTS = {"step": bench_step, "stop": bench_stop}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -45,7 +50,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     commands.choices["decode"].add_argument("--backends", nargs="+", choices=BACKENDS)
     commands.choices["decode"].set_defaults(backends=["pyav"])
     commands.choices["loader"].add_argument("--workers", nargs="+", type=int, default=[0, 2])
-    bench_step.add_arguments(commands.add_parser("step"))
+    for name, part in PARTS.items():
+        part.add_arguments(commands.add_parser(name))
     return parser.parse_args(argv)
 
 
@@ -155,8 +161,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     about = machine()
     print(", ".join(f"{name} {value}" for name, value in about.items()))
-    if args.command == "step":
-        show(bench_step.measure(args), bench_step.HEAD, bench_step.rows, args.out, about)
+    if args.command in PARTS:
+        part = PARTS[args.command]
+        show(part.measure(args), part.HEAD, part.rows, args.out, about)
         return
     decode = args.command == "decode"
     head = decode_head(args.backends) if decode else LOADER_HEAD

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# On a real SLURM of two nodes, made here for the purpose: a training that is warned, preempted and
-# loses a process ends with the weights, to the bit, of one that nobody disturbed.
+# On a real SLURM of two nodes, made here for the purpose: a training that is warned, preempted with
+# and without a time of grace, and loses a process ends with the weights, to the bit, of one that
+# nobody disturbed.
 #
 #   bash scripts/slurm/test_cluster.sh     (root; Debian or Ubuntu, which it installs SLURM from)
 #
@@ -66,6 +67,10 @@ steps() { # updates that a run has recorded
 }
 starts() { cat "$folder"/jobs/*/"$1.log" 2>/dev/null | grep -c ' start ' || true; }
 
+preempt() {
+    on_cluster sbatch --quiet --partition high --nodes 2 --exclusive --output /dev/null \
+        --wrap 'sleep 1'
+}
 left() { grep -c 'end with status 75' "$folder"/jobs/*/"$1.log" || true; } # by themselves
 
 # Wait until a condition holds: until_true WHAT COMMAND...
@@ -119,7 +124,7 @@ until_true "the batch script requeues it" has_started "$job" 2
 until_true "it goes on" went_on disturbed 22 1
 
 say "2. preempted by a job of a better partition, at update $(steps disturbed)"
-on_cluster sbatch --quiet --partition high --nodes 2 --exclusive --output /dev/null --wrap 'sleep 1'
+preempt
 until_true "SLURM requeues it" has_started "$job" 3
 [ "$(left "$job")" = 2 ] || fail "the processes had saved, but not left, when SLURM killed them"
 until_true "it goes on" went_on disturbed 32 2
@@ -133,10 +138,17 @@ killed=$SECONDS
 ends "$job" FAILED
 say "it failed within $((SECONDS - killed)) s; where things stand:"
 submit --status
+
+say "4. submitted again, where preemption leaves a time of grace"
 before=$(steps disturbed)
-again=$(train disturbed --requeue)
+again=$(train disturbed --requeue --partition graced)
+until_true "it goes on" went_on disturbed "$before" 3
+say "and preempted, at update $(steps disturbed)"
+preempt
+until_true "the batch script requeues it, which SLURM would not" has_started "$again" 2
+[ "$(left "$again")" = 1 ] || fail "the processes had not left by themselves"
 ends "$again" COMPLETED
-has_resumed disturbed 3 || fail "the last start did not go on where the run was, at $before"
+has_resumed disturbed 4 || fail "the last start did not go on where the run was"
 [ "$(steps disturbed)" = "$total" ] || fail "it took $(steps disturbed) updates, not $total"
 
 say "comparing the weights"

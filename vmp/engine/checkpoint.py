@@ -146,7 +146,7 @@ class CheckpointWriter:
             logger.warning("%s; the checkpoints before it are kept", self.failed)
             return
         seconds = time.perf_counter() - began
-        logger.info("wrote %s in %.1f s, training waited %.2f s", path, seconds, self.stalls[-1])
+        logger.info("wrote %s in %.2f s, training waited %.2f s", path, seconds, self.stalls[-1])
 
     def wait(self) -> None:
         """Wait until nothing is being written."""
