@@ -1,146 +1,144 @@
-"""Draw a motion prompt panel of a video: frames | differences | attention | prompts.
+"""Draw the figures of the paper, of formulas, of videos and of your own runs.
 
-python tools/visualize.py --video clip.avi --out panel.png                  # MPII's m and n
-python tools/visualize.py --video clip.avi --out panel.png --a 11.04 --b -0.59
-python tools/visualize.py --video clip.avi --out panel.png --cfg CFG --checkpoint FILE
+python tools/visualize.py curves --out fig3.png                    # Fig. 3, in closed form
+python tools/visualize.py surfaces --out surfaces.png              # before and after each norm
+python tools/visualize.py history RUN RUN ... --out fig4.pdf       # Fig. 4: a and b of your runs
+python tools/visualize.py panels --video clip.avi --out fig5.png fig5.mp4 --checkpoint RUN
+python tools/visualize.py panels --video clip.avi --out fig5.png --a 11.04 --b -0.59
+python tools/visualize.py compare --video clip.avi --out compare.png
+
+--out takes several files, .png, .pdf or .svg, and for panels and compare .mp4 with all kinds of
+pictures side by side. Without a command it is `panels`.
 """
 
 import argparse
-import math
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from fvcore.common.config import CfgNode
-from torch import Tensor
-
-from vmp.config import load_cfg
-from vmp.data import VideoReader
-from vmp.data.sampling import clip_frames, clip_span, fill_short
-from vmp.models import VideoModel, build_model, load_pretrained
-from vmp.models.video_model import take_frames
-from vmp.prompts import POWER_NORMS, MotionPrompt
 from vmp.utils.cli import run_cli
-from vmp.visualization import prompt_panel
 
 # What the authors' site gives as learned on MPII Cooking 2: a = 23.46, b = 0.032; the one of their
 # settings that holds the background back.
 MPII_M, MPII_N = 0.257, 0.053
+FRAMES, STRIDE = 8, 2
+COMMANDS = {
+    "curves": "Fig. 3: power normalisations, slope a(m), shift b(n), f(D), in closed form",
+    "surfaces": "a difference map before and after each power normalisation, in 3-D",
+    "history": "Fig. 4: slope and shift against the epoch, from the logs of runs",
+    "panels": "Fig. 5 and 6: frames, differences, attention and prompts of a video",
+    "compare": "all power normalisations on one video",
+}
+PICTURES, MOVIE = (".png", ".pdf", ".svg"), ".mp4"
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the arguments."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--video", required=True, help="the video file")
-    parser.add_argument("--out", required=True, help="the picture to write: .png, .pdf, ...")
-    parser.add_argument("--start", type=int, default=0, help="first frame of the clip")
-    parser.add_argument("--short-side", type=int, default=256, help="of height and width, pixels")
-    parser.add_argument("--rows", type=int, default=8, help="time steps drawn")
-    trained = parser.add_argument_group("a trained prompt")
-    trained.add_argument("--checkpoint", help="a checkpoint of a run with PROMPT.ENABLE")
-    trained.add_argument("--cfg", help="its config file, such as OUTPUT_DIR/config.yaml")
-    trained.add_argument("--pathway", type=int, default=0, help="which, slowest first")
-    given = parser.add_argument_group("or a prompt by its numbers")
-    given.add_argument("--a", type=float, help="slope, above 9.09 and up to 50, with --b")
-    given.add_argument("--b", type=float, help="shift, between -0.6 and 0.6, with --a")
-    given.add_argument("--m", type=float, default=MPII_M, help=f"learned m, {MPII_M}: MPII's")
-    given.add_argument("--n", type=float, default=MPII_N, help=f"learned n, {MPII_N}: MPII's")
-    given.add_argument("--frames", type=int, default=8, help="prompts; one frame more is read")
-    given.add_argument("--stride", type=int, default=2, help="distance of two frames read")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, about in COMMANDS.items():
+        command = commands.add_parser(name, help=about, description=about)
+        kinds = PICTURES + ((MOVIE,) if name in ("panels", "compare") else ())
+        about = f"what to write: {', '.join(kinds)}"
+        command.add_argument("--out", nargs="+", required=True, metavar="FILE", help=about)
+        about = "dots an inch of a picture (default: 120)"
+        command.add_argument("--dpi", type=int, default=120, metavar="N", help=about)
+        if name == "history":
+            command.add_argument("runs", nargs="+", metavar="RUN", help="an OUTPUT_DIR")
+        if name in ("surfaces", "panels", "compare"):
+            _add_clip(command, required=name != "surfaces")
+            _add_numbers(command, several=name == "panels")
+        if name in ("panels", "compare"):
+            _add_layout(command)
+        if name == "panels":
+            _add_trained(command)
     args = parser.parse_args(argv)
-    if (args.checkpoint is None) != (args.cfg is None):
-        parser.error("--checkpoint and --cfg go together")
-    if (args.a is None) != (args.b is None):
-        parser.error("--a and --b go together")
-    if args.start < 0 or args.frames < 2 or min(args.stride, args.rows, args.short_side) < 1:
-        parser.error("--start is at least 0, --frames 2, --stride, --rows and --short-side 1")
+    _check(parser, args)
     return args
 
 
-def fixed_prompt(m: float, n: float) -> MotionPrompt:
-    """Return a prompt whose m and n are these."""
-    return MotionPrompt(POWER_NORMS.get("sigmoid")(m=m, n=n, learnable=False))
+def _add_clip(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    clip = parser.add_argument_group("the clip")
+    about = "the video file" if required else "the video file; without one: a made-up difference"
+    clip.add_argument("--video", required=required, metavar="FILE", help=about)
+    clip.add_argument("--start", type=int, default=0, metavar="N", help="its first frame, from 0")
+    about = f"distance of two frames (default: as the checkpoint's config has it, else {STRIDE})"
+    clip.add_argument("--stride", type=int, metavar="N", help=about)
+    about = "of height and width, pixels (default: 256)"
+    clip.add_argument("--short-side", type=int, default=256, metavar="N", help=about)
 
 
-def solve(a: float, b: float) -> tuple[float, float]:
-    """Return m >= 0 and n that give slope `a` and shift `b` (Eq. 2).
-
-    Raises:
-        ValueError: no m and n do.
-    """
-    paper = POWER_NORMS.get("sigmoid")()
-    lowest, highest = paper.alpha / (paper.beta + paper.eps), paper.alpha / paper.eps
-    if not (lowest < a <= highest and abs(b) < paper.gamma):
-        raise ValueError(
-            f"no m and n give a = {a}, b = {b}; a must be above {lowest:.4g} and at most "
-            f"{highest:g}, b between {-paper.gamma:g} and {paper.gamma:g}"
-        )
-    return math.atanh((paper.alpha / a - paper.eps) / paper.beta), math.atanh(b / paper.gamma)
+def _add_numbers(parser: argparse.ArgumentParser, *, several: bool) -> None:
+    given = parser.add_argument_group("the paper's power normalisation by its numbers")
+    count = "+" if several else 1
+    named = {
+        "a": "slope, above 9.09 and up to 50",
+        "b": "shift, between -0.6 and 0.6",
+        "m": f"instead of --a (default: {MPII_M}, MPII's)",
+        "n": f"instead of --b (default: {MPII_N}, MPII's)",
+    }
+    for name, about in named.items():
+        given.add_argument(f"--{name}", type=float, nargs=count, metavar=name.upper(), help=about)
 
 
-def build_trained(cfg: CfgNode, checkpoint: str) -> VideoModel:
-    """Return the model of a run with the weights of its checkpoint.
-
-    Raises:
-        ValueError: there is no prompt in the config or in the checkpoint.
-    """
-    model = build_model(cfg)
-    report = load_pretrained(model, checkpoint)
-    if not any(name.startswith("prompts.") for name in report.used):
-        raise ValueError(
-            f"{checkpoint} gives no prompt to draw; name the checkpoint and the config of a run "
-            "with PROMPT.ENABLE True"
-        )
-    return model
+def _add_layout(parser: argparse.ArgumentParser) -> None:
+    layout = parser.add_argument_group("the picture")
+    about = f"prompts made (default: as the checkpoint's config has it, else {FRAMES})"
+    layout.add_argument("--frames", type=int, metavar="N", help=about)
+    about = "of these drawn, evenly spaced; a movie has all (default: 8)"
+    layout.add_argument("--steps", "--rows", type=int, default=8, metavar="N", help=about)
+    about = "add the differences stretched to the full range, as in Fig. 1"
+    layout.add_argument("--normalised", action="store_true", help=about)
 
 
-def pick_prompt(model: VideoModel, pathway: int) -> MotionPrompt:
-    """Return the prompt of a pathway.
-
-    Raises:
-        ValueError: that pathway has none.
-    """
-    if str(pathway) not in model.prompts:
-        raise ValueError(
-            f"pathway {pathway} has no prompt; give --pathway one of {', '.join(model.prompts)}"
-        )
-    prompt = model.prompts[str(pathway)]
-    assert isinstance(prompt, MotionPrompt)
-    return prompt
+def _add_trained(parser: argparse.ArgumentParser) -> None:
+    trained = parser.add_argument_group("or trained prompts")
+    about = "checkpoints of runs with PROMPT.ENABLE, or their OUTPUT_DIR: its newest"
+    trained.add_argument("--checkpoint", nargs="+", metavar="RUN", help=about)
+    about = "their config file (default: config.yaml of the run)"
+    trained.add_argument("--cfg", metavar="FILE", help=about)
+    about = "whose prompt, slowest first (default: 0)"
+    trained.add_argument("--pathway", type=int, default=0, metavar="N", help=about)
 
 
-def build_numbers(cfg: CfgNode, num_frames: int, start: int, fps: float) -> list[int]:
-    """Return the frames of a clip from `start` on, spaced as the loader spaces them."""
-    span = clip_span(num_frames, cfg.DATA.SAMPLING_RATE, fps, cfg.DATA.TARGET_FPS)
-    return clip_frames(start, span, num_frames)
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with a line about arguments that do not go together."""
+    given = vars(args)
+    numbers = {name: given.get(name) or [] for name in "abmn"}
+    for pair in ("ab", "mn"):
+        if len(numbers[pair[0]]) != len(numbers[pair[1]]):
+            parser.error(f"--{pair[0]} and --{pair[1]} go together, equally many numbers each")
+    if bool(numbers["a"]) + bool(numbers["m"]) + bool(given.get("checkpoint")) > 1:
+        parser.error("give --a and --b, --m and --n, or --checkpoint, one of the three")
+    if given.get("cfg") and not args.checkpoint:
+        parser.error("--cfg is the config of a --checkpoint; give that too")
+    least = {"start": 0, "stride": 1, "frames": 2, "steps": 1, "short_side": 1, "dpi": 20}
+    for name, lowest in least.items():
+        if given.get(name) is not None and given[name] < lowest:
+            parser.error(f"--{name.replace('_', '-')} is at least {lowest}")
+    allowed = PICTURES + ((MOVIE,) if args.command in ("panels", "compare") else ())
+    for path in map(Path, args.out):
+        if path.suffix.lower() not in allowed:
+            parser.error(f"--out {path}: it must end in one of {', '.join(allowed)}")
+        if path.is_dir():
+            parser.error(f"--out {path} is a folder; name a file")
 
 
-def read_clip(video: VideoReader, numbers: list[int], short_side: int) -> Tensor:
-    """Return frames (1, 3, T+1, H, W) uint8; past the end of the video the last one is held."""
-    frames = video.read(fill_short(numbers, len(video), "hold"), short_side=short_side)
-    return torch.as_tensor(frames).movedim(-1, 0).unsqueeze(0)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw what the command line asks for."""
+    import sys
 
-
-def main(argv: list[str] | None = None) -> None:
-    """Make the prompt, read the clip, draw."""
-    args = parse_args(argv)
-    with VideoReader(args.video) as video:
-        if args.checkpoint:
-            cfg = load_cfg(args.cfg)
-            model = build_trained(cfg, args.checkpoint)
-            prompt = pick_prompt(model, args.pathway)
-            numbers = build_numbers(cfg, model.clip_frames, args.start, video.fps)
-            clip = read_clip(video, numbers, args.short_side)
-            clip = take_frames(clip, model.frames[args.pathway])
-        else:
-            m, n = (args.m, args.n) if args.a is None else solve(args.a, args.b)
-            prompt = fixed_prompt(m, n)
-            stop = args.start + (args.frames + 1) * args.stride
-            clip = read_clip(video, list(range(args.start, stop, args.stride)), args.short_side)
-    figure = prompt_panel(prompt, clip[0], title=Path(args.video).name, max_rows=args.rows)
-    figure.savefig(args.out, dpi=100)
-    print(f"wrote {args.out}")
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0].startswith("--") and words[0] != "--help":
+        words = ["panels", *words]
+    args = parse_args(words)
+    # matplotlib and torch take seconds: they are imported after the arguments are read
+    if args.command in ("panels", "compare"):
+        from visualize_prompt import draw
+    else:
+        from visualize_plots import draw
+    draw(args)
 
 
 if __name__ == "__main__":
