@@ -70,24 +70,6 @@ def prepare() -> Iterator[ModuleType]:
 
 
 @pytest.fixture(scope="session")
-def bench_decode() -> Iterator[ModuleType]:
-    """Return tools/bench_decode.py, which tools/bench.py imports as a file beside it."""
-    yield from load_module("bench_decode", ROOT / "tools" / "bench_decode.py")
-
-
-@pytest.fixture(scope="session")
-def bench_step() -> Iterator[ModuleType]:
-    """Return tools/bench_step.py, likewise."""
-    yield from load_module("bench_step", ROOT / "tools" / "bench_step.py")
-
-
-@pytest.fixture(scope="session")
-def doctor_dist() -> Iterator[ModuleType]:
-    """Return tools/doctor_dist.py, which tools/doctor.py imports as a file beside it."""
-    yield from load_module("doctor_dist", ROOT / "tools" / "doctor_dist.py")
-
-
-@pytest.fixture(scope="session")
 def motionshapes(prepare: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a very small MotionShapes: 32 training and 16 test videos."""
     folder = tmp_path_factory.mktemp("motionshapes")

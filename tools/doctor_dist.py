@@ -25,8 +25,9 @@ import vmp
 from vmp.engine import launch
 from vmp.engine.agreement import describe_differences, exchange, name_ranks
 from vmp.utils.cli import last_line
-from vmp.utils.distributed import find_placement, get_rank, get_world_size, is_main
+from vmp.utils.distributed import get_rank, get_world_size, is_main
 from vmp.utils.files import write_text
+from vmp.utils.placement import find_placement
 
 # Bytes of the all-reduces that are timed, and seconds for each size.
 SIZES = (4, 64 * 1024, 2**20, 2**24, 2**26)
@@ -52,21 +53,6 @@ class Options(NamedTuple):
     timeout: float
     as_json: bool
     launcher: str
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the sub-command."""
-    parser.add_argument(
-        "--processes", type=int, default=1, metavar="N", help="on the CPU, if no launcher has begun"
-    )
-    parser.add_argument(
-        "--gpus", type=int, metavar="N", help="a process each; all there are if not given, 0: none"
-    )
-    parser.add_argument("--output-dir", default="", metavar="FOLDER", help="that all should see")
-    parser.add_argument(
-        "--timeout", type=float, default=60.0, metavar="S", help="seconds for each step (60)"
-    )
-    parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def check_dist(args: argparse.Namespace) -> int:
@@ -262,7 +248,7 @@ def try_folder(options: Options) -> dict[str, Any]:
         found["write_seconds"] = time.perf_counter() - began
         found["free_bytes"] = shutil.disk_usage(folder).free
     except OSError as error:
-        found["error"] = f"{error.strerror or error} ({error.filename})"
+        found["error"] = f"{error.strerror or error} ({error.filename or folder})"
     wrote = exchange(found["error"], seconds=options.timeout)
     began = time.monotonic()
     wanted = {rank for rank, error in enumerate(wrote) if not error}

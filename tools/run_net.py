@@ -11,8 +11,6 @@ signals.install()
 from fvcore.common.config import CfgNode  # noqa: E402
 
 from vmp.config import load_cfg  # noqa: E402
-from vmp.engine import launch, run  # noqa: E402
-from vmp.engine.checkpoint import list_checkpoints  # noqa: E402
 from vmp.utils.cli import run_cli  # noqa: E402
 
 
@@ -31,18 +29,34 @@ def parse_args() -> argparse.Namespace:
 
 def tell_last_checkpoint(cfg: CfgNode) -> str:
     """Return what is left of a training that another rank has ended."""
+    from vmp.engine.checkpoint import list_checkpoints
+
     kept = list_checkpoints(cfg.OUTPUT_DIR)
     if not kept:
         return "there is no checkpoint yet"
     return f"the last checkpoint is {kept[-1]}, the same command goes on from it"
 
 
+def run_watched(cfg: CfgNode) -> None:
+    """Train, then test; TensorBoard gets panels of the prompts."""
+    from vmp.engine import run
+
+    if not (cfg.TRAIN.ENABLE and cfg.TENSORBOARD and cfg.PROMPT.ENABLE):
+        run(cfg)
+        return
+    from vmp.visualization.watch import prompt_pictures  # matplotlib, for these alone
+
+    run(cfg, prompt_pictures)
+
+
 def main() -> None:
     """Train, then test, as the config says."""
     args = parse_args()
     cfg = load_cfg(args.cfg, args.opts)
+    from vmp.engine import launch  # torch: after all that can be wrong with the command line
+
     launch(
-        run,
+        run_watched,
         cfg,
         num_gpus=cfg.NUM_GPUS,
         num_processes=cfg.NUM_PROCESSES,

@@ -137,7 +137,8 @@ def _check_signal(signal: str, limit: str) -> None:
     match = re.fullmatch(r"([A-Z0-9]+)@(\d+)", signal)
     if not match:
         raise ValueError(f"--signal is {signal!r}; it is a name and seconds, such as USR1@120")
-    known = os.environ.get("VMP_STOP_SIGNALS", STOP_SIGNALS).split(",")
+    listed = os.environ.get("VMP_STOP_SIGNALS", STOP_SIGNALS).split(",")
+    known = [name.strip().upper() for name in listed]
     if f"SIG{match[1].removeprefix('SIG')}" not in known:
         raise ValueError(
             f"--signal is {signal}, but a training stops at {', '.join(known)}; take one of them, "

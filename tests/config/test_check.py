@@ -57,6 +57,10 @@ from vmp.prompts import POWER_NORMS
             "TRAIN.PARTS ['prompt'] PROMPT.ENABLE True PROMPT.POWER_NORM gamma",
             "PROMPT.GAMMA.LEARNABLE is False; set PROMPT.GAMMA.LEARNABLE True",
         ),
+        (
+            "TRAIN.PARTS ['prompt'] PROMPT.ENABLE True PROMPT.POWER_NORM identity",
+            "identity, which learns nothing; set PROMPT.POWER_NORM sigmoid",
+        ),
         ("TRAIN.LAST_BLOCKS 0", "LAST_BLOCKS is 0; it must be at least 1"),
     ],
 )
@@ -64,6 +68,13 @@ def test_values_that_do_not_go_together_are_refused(opts, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_cfg(None, opts.split())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kernel", CHOICES["PROMPT.KERNEL"])
+def test_the_identity_goes_with_every_kernel_that_the_machine_has(kernel):
+    gpus = "1" if kernel == "triton" else "0"
+    opts = ["PROMPT.ENABLE", "True", "PROMPT.POWER_NORM", "identity", "PROMPT.KERNEL", kernel]
+    assert kernel == load_cfg(None, [*opts, "NUM_GPUS", gpus]).PROMPT.KERNEL
 
 
 def test_batches_must_divide_among_the_launchers_ranks(monkeypatch):

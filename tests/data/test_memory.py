@@ -5,6 +5,7 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import bench_decode
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ for seen in loader:
 
 
 @pytest.fixture(scope="module")
-def videos(bench_decode, tmp_path_factory):
+def videos(tmp_path_factory):
     """Two videos of the size of MPII Cooking 2's, long enough for 32 frames 2 apart."""
     size = (1224, 1624)
     form = bench_decode.Format("MPII", "avi", "mpeg4", size, Fraction(147, 5), 80, 12, 2_500_000)

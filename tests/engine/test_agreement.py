@@ -9,6 +9,7 @@ import torch.distributed as dist
 from tests.engine.test_launch import GENEROUS, environments, run_ranks
 from vmp.engine import agreement
 from vmp.engine.agreement import LostRankError, Meeting, check_agreement, describe_differences
+from vmp.engine.stopping import Decisions
 
 HOST = socket.gethostname()
 
@@ -56,6 +57,53 @@ def test_a_rank_that_differs_is_named_on_all_ranks_with_both_values():
         f"0 ({HOST}), 2 ({HOST}); give all of them the same config, data and installation"
     }
     assert max(each.seconds for each in outcomes) < GENEROUS / 2
+
+
+def work_long(rank):
+    """Have one rank work for longer than the others wait, and say that it gets on."""
+    for _ in range(12 if dist.get_rank() == rank else 0):
+        time.sleep(0.25)
+        agreement.get_on()
+    check_agreement({"version": "1.0"}, seconds=1)
+
+
+def hear_of_a_stop(rank):
+    """Have one rank ask all to stop, and each work on until it hears of it."""
+    reason = "SIGTERM" if dist.get_rank() == rank else ""
+    while not (heard := agreement.get_on(reason)):
+        time.sleep(0.01)
+    raise ValueError(heard)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_gets_on_is_waited_for(rank):
+    outcomes = run_ranks(work_long, rank, environments(2))
+    assert [each.text for each in outcomes] == ["done"] * 2
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_ranks_hear_why_one_wants_to_stop(rank):
+    outcomes = run_ranks(hear_of_a_stop, rank, environments(2))
+    assert [each.text for each in outcomes] == ["ValueError: SIGTERM"] * 2
+
+
+def decide_late(rank):
+    """Have one rank be late to a decision, of which the others wait for 2 seconds."""
+    decisions = Decisions(0, timeout=2)
+    decisions.after_step()
+    if dist.get_rank() == rank:
+        time.sleep(GENEROUS / 2)
+    decisions.after_step()
+    decisions.settle()
+
+
+@pytest.mark.dist
+def test_a_rank_that_does_not_come_to_decide_ends_all_in_time():
+    outcomes = run_ranks(decide_late, 1, environments(2), timeout=GENEROUS)
+    assert "rank 1" in outcomes[0].text
+    assert outcomes[0].seconds < GENEROUS / 2
 
 
 @pytest.mark.dist

@@ -256,11 +256,21 @@ def test_addresses_that_only_the_own_host_understands_are_found_between_hosts():
     hello = {"complaint": "", "same": {}, "gpu": "", "loopback": True}
     meeting = agreement.Meeting(dist.HashStore(), 0, 2, line=None)
     meeting.hosts = ["node0", "node0"]
-    assert module._object(meeting, [hello, hello]) == ""
+    assert module._object(meeting, [hello, hello], 0) == ""
     meeting.hosts = ["node0", "node1"]
-    objection = module._object(meeting, [hello | {"loopback": False}, hello])
+    objection = module._object(meeting, [hello | {"loopback": False}, hello], 0)
     assert objection.startswith("rank 1 (node1): gloo would take an address, 127.*")
     assert "GLOO_SOCKET_IFNAME" in objection
+
+
+def test_gpus_for_which_no_process_was_started_are_told():
+    hello = {"complaint": "", "same": {}, "loopback": False}
+    hellos = [hello | {"host": "node0", "gpu": gpu} for gpu in ("a", "b")]
+    meeting = agreement.Meeting(dist.HashStore(), 0, 2, line=None)
+    meeting.hosts = ["node0", "node0"]
+    assert module._object(meeting, hellos, 2) == ""
+    objection = module._object(meeting, hellos, 8)
+    assert objection.startswith("2 process(es) on node0 for the 8 GPUs of NUM_GPUS; start one for")
 
 
 # ---------------------------------------------------------------- failing together

@@ -1,5 +1,6 @@
 """One run at a time in a folder; a dead one holds nothing."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -57,3 +58,12 @@ def test_a_released_folder_can_be_taken_again(tmp_path):
         pass
     with RunLock(tmp_path, patience=0.0):
         pass
+
+
+def test_a_file_system_without_locks_is_told_with_a_way_out(tmp_path, monkeypatch):
+    def no_locks(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    with pytest.raises(ValueError, match=r"run.lock can't be locked \(No locks available\).*flock"):
+        RunLock(tmp_path)

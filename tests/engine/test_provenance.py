@@ -4,7 +4,13 @@ import torch
 from torch import nn
 
 from vmp.config import get_cfg
-from vmp.engine.provenance import git_commit, hash_config, hash_weights, training_differences
+from vmp.engine.provenance import (
+    git_commit,
+    hash_config,
+    hash_weights,
+    shared_config,
+    training_differences,
+)
 
 
 def dumped(*opts):
@@ -22,6 +28,16 @@ def test_where_and_how_fast_does_not_change_the_hash_of_a_config():
     elsewhere = ("OUTPUT_DIR", "x", "DATA.PATH_TO_DATA_DIR", "y", "DATA_LOADER.NUM_WORKERS", 7)
     assert hash_config(dumped(*elsewhere)) == hash_config(dumped())
     assert hash_config(dumped("SOLVER.BASE_LR", 0.5)) != hash_config(dumped())
+
+
+def test_ranks_share_all_of_a_config_but_what_may_differ_between_hosts():
+    elsewhere = ("OUTPUT_DIR", "x", "DATA.PATH_TO_DATA_DIR", "y", "DATA_LOADER.NUM_WORKERS", 7)
+    assert shared_config(dumped(*elsewhere)) == shared_config(dumped())
+    # it decides no number, but when the ranks come together
+    other = shared_config(dumped("LOG_PERIOD", 3))
+    assert {key for key, value in shared_config(dumped()).items() if other[key] != value} == {
+        "LOG_PERIOD"
+    }
 
 
 def test_differences_name_key_and_values():

@@ -1,6 +1,10 @@
 """Nothing lost: killed or stopped at any step, a run ends with the weights of one that was not."""
 
+import json
 import os
+import re
+import resource
+import shutil
 import signal
 import time
 import traceback
@@ -13,7 +17,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from tests.engine.conftest import log_of
 from vmp import engine
-from vmp.engine import training
+from vmp.engine import evaluate, training
 from vmp.engine.agreement import LostRankError
 from vmp.engine.checkpoint import best_path, list_checkpoints
 from vmp.engine.lock import RunLock
@@ -53,20 +57,23 @@ def train_in_a_child(cfg, step: int = 0, name: str = "SIGKILL") -> int:
     """Train in a forked process that is signalled at `step` (0: never); return how it ended."""
     child = os.fork()
     if not child:
-        status = 1
-        try:
-            signals.install(signals.DEFAULT)
-            if step:
-                signal_at(step, name)
-            engine.run(cfg)
-            status = 0
-        except Interrupted:
-            status = signals.EXIT_AGAIN
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
+        signals.install(signals.DEFAULT)
+        if step:
+            signal_at(step, name)
+        os._exit(train_here(cfg))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def train_here(cfg) -> int:
+    """Train, and return the status that the process should end with."""
+    try:
+        engine.run(cfg)
+    except Interrupted:
+        return signals.EXIT_AGAIN
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 def final(cfg) -> dict:
@@ -135,6 +142,70 @@ def test_checkpoints_by_the_clock_cost_nothing_but_time(make_cfg):
     assert_same_state(final(plain), final(clock))
 
 
+def test_the_end_of_an_epoch_is_a_step_like_others_to_save(make_cfg):
+    options = OPTIONS | {"TRAIN__CHECKPOINT_PERIOD": 100, "TRAIN__CHECKPOINT_KEEP": 0}
+    names = [f"epoch_{epoch:05d}.pth" for epoch in (1, 2, 3)]
+    for out, often in {
+        "steps": {"TRAIN__CHECKPOINT_STEPS": 4},
+        "clock": {"TRAIN__CHECKPOINT_STEPS": 0, "TRAIN__CHECKPOINT_MINUTES": 1e-9},
+    }.items():
+        options |= often | {"SOLVER__MAX_EPOCH": 3}
+        if out == "clock":  # one update an epoch
+            options |= {"TRAIN__BATCH_SIZE": 32, "TRAIN__GLOBAL_BATCH_SIZE": 32}
+        cfg = make_cfg(out=out, **options)
+        engine.train(cfg)
+        assert [path.name for path in list_checkpoints(cfg.OUTPUT_DIR)] == names
+
+
+@pytest.mark.parametrize("where", ["predict", "recompute_statistics"])
+def test_what_ends_an_epoch_can_be_stopped_and_is_taken_up_again(make_cfg, monkeypatch, where):
+    options = OPTIONS | {
+        "TRAIN__CHECKPOINT_STEPS": 0,
+        "TRAIN__EVAL_PERIOD": 1,
+        "TEST__ENABLE": False,
+    }
+    options |= {"BN__USE_PRECISE_STATS": True, "BN__NUM_BATCHES_PRECISE": 2}
+    whole, parts = make_cfg("x3d", "whole", **options), make_cfg("x3d", "parts", **options)
+    assert train_in_a_child(whole) == 0
+    work = getattr(training, where)
+
+    def signalled(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return work(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, where, signalled)
+        assert train_in_a_child(parts) == 75
+    assert final(parts)["closing"]
+    assert final(parts)["step"] == 4
+    assert log_of(parts, "val") == []
+    assert train_in_a_child(parts) == 0
+    assert_same_state(final(whole), final(parts))
+    assert [record["step"] for record in log_of(parts, "val")] == [4, 8]
+
+
+def test_while_nothing_can_be_written_it_trains_on_and_then_catches_up(make_cfg):
+    options = OPTIONS | {"LOG_PERIOD": 1, "TENSORBOARD": True, "TEST__ENABLE": False}
+    whole, parts = make_cfg(out="whole", **options), make_cfg(out="parts", **options)
+    assert train_in_a_child(whole) == 0
+    make_step = training.train_step
+
+    def limited(learner, batches, epoch):
+        """Let no file grow from the third step on, until the sixth."""
+        if learner.step + 1 in (3, 6):
+            size = 1 if learner.step + 1 == 3 else resource.RLIM_INFINITY
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        return make_step(learner, batches, epoch)
+
+    child = os.fork()
+    if not child:
+        training.train_step = limited
+        os._exit(train_here(parts))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert_same_state(final(whole), final(parts))
+    assert [record["step"] for record in log_of(parts, "train")] == list(range(1, STEPS + 1))
+
+
 def test_the_average_of_the_weights_is_the_model_and_goes_on_to_the_bit(make_cfg):
     options = OPTIONS | {"SOLVER__EMA_DECAY": 0.9, "TEST__ENABLE": False}
     whole, parts = make_cfg("x3d", "whole", **options), make_cfg("x3d", "parts", **options)
@@ -170,6 +241,45 @@ def test_the_best_of_the_validations_is_kept(make_cfg):
     assert best["best"] == max(top1)
     assert best["epoch"] == top1.index(max(top1)) + 1
     assert len(list_checkpoints(cfg.OUTPUT_DIR)) == 1
+
+
+def test_the_best_is_the_best_of_those_that_were_written(make_cfg, monkeypatch):
+    cfg = make_cfg(TRAIN__EVAL_PERIOD=1, TRAIN__CHECKPOINT_KEEP=1, SOLVER__MAX_EPOCH=4)
+    top1 = iter([10.0, 90.0, 50.0, 40.0])
+    monkeypatch.setattr(training, "_validate", lambda *args: next(top1))
+    save = torch.save
+
+    def full_at_the_second(state, file):
+        if state["epoch"] == 2:
+            raise OSError(28, "No space left on device")
+        save(state, file)
+
+    monkeypatch.setattr(torch, "save", full_at_the_second)
+    engine.train(cfg)
+    best = read_tensors(best_path(cfg.OUTPUT_DIR))
+    assert (best["epoch"], best["best"]) == (3, 50.0)
+    assert final(cfg)["best"] == 50.0
+
+
+def test_a_best_that_a_kill_left_without_its_name_gets_it(make_cfg):
+    cfg = make_cfg(TRAIN__EVAL_PERIOD=1, SOLVER__MAX_EPOCH=1)
+    engine.train(cfg)
+    best_path(cfg.OUTPUT_DIR).unlink()
+    engine.train(cfg)
+    assert read_tensors(best_path(cfg.OUTPUT_DIR))["epoch"] == 1
+
+
+def test_a_training_set_that_has_changed_is_refused(make_cfg, motionshapes, tmp_path):
+    cfg = make_cfg(SOLVER__MAX_EPOCH=1)
+    engine.train(cfg)
+    smaller = tmp_path / "smaller"
+    shutil.copytree(motionshapes, smaller)
+    index = json.loads((smaller / "index.json").read_text())
+    index["train"] = index["train"][:-8]
+    (smaller / "index.json").write_text(json.dumps(index))
+    elsewhere = make_cfg(SOLVER__MAX_EPOCH=2, DATA__PATH_TO_DATA_DIR=smaller)
+    with pytest.raises(ValueError, match=r"on other videos: 32 videos .* there, 24 videos .* here"):
+        engine.train(elsewhere)
 
 
 def test_a_disk_that_is_full_at_the_end_is_an_error_and_what_was_saved_stays(make_cfg, monkeypatch):
@@ -293,6 +403,65 @@ def test_signalled_in_the_last_step_one_rank_has_both_leave_before_the_test(make
 def test_two_ranks_end_with_the_same_bits_whichever_is_killed_or_stopped(make_cfg):
     state = check_ranks(make_cfg, 2)
     assert len(state["statistics"]) == 2
+
+
+def run_signalled_in_the_test(cfg):
+    """Run, and have rank 1 signalled in its first batch of a test whose batches take long."""
+    signals.install(signals.DEFAULT)
+    start = evaluate._start
+
+    def slow(*args):
+        time.sleep(0.5)
+        if training.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return start(*args)
+
+    evaluate._start = slow
+    engine.run(cfg)
+
+
+@pytest.mark.dist
+def test_signalled_in_a_test_one_rank_has_both_stop_soon(make_cfg):
+    cfg = make_cfg("x3d", SOLVER__MAX_EPOCH=1, NUM_PROCESSES=2, TEST__BATCH_SIZE=1)
+    with pytest.raises(ProcessRaisedException, match="Interrupted: stopped by SIGTERM during"):
+        engine.launch(run_signalled_in_the_test, cfg, num_processes=2, timeout=60)
+    launch(cfg)
+    text = Path(cfg.OUTPUT_DIR, "log.txt").read_text()
+    (kept,) = re.findall(r"(\d+) of 32 views are there already", text)
+    assert 0 < int(kept) < 20  # rank 0 alone would have come to 16
+
+
+def run_with_a_slow_disk(cfg):
+    """Run, and have what is written to the disk be there some seconds later, or not at all."""
+    seconds = float(Path(cfg.OUTPUT_DIR).with_suffix(".disk").read_text())
+
+    def fsync(file):
+        if "checkpoints" in os.readlink(f"/proc/self/fd/{file}"):
+            time.sleep(abs(seconds))
+            if seconds < 0:
+                raise OSError(28, "No space left on device")
+
+    os.fsync = fsync
+    run_signalled(cfg)
+
+
+def launch_with_a_slow_disk(cfg, seconds: float, told: str) -> None:
+    Path(cfg.OUTPUT_DIR).with_suffix(".disk").write_text(str(seconds))
+    Path(cfg.OUTPUT_DIR).with_suffix(".signal").write_text(told)
+    engine.launch(run_with_a_slow_disk, cfg, num_processes=2, timeout=5)
+
+
+@pytest.mark.dist
+def test_no_rank_leaves_before_all_is_on_the_disk(make_cfg):
+    options = OPTIONS | {"NUM_PROCESSES": 2, "TRAIN__CHECKPOINT_STEPS": 0, "DIST_TIMEOUT": 5}
+    cfg = make_cfg("x3d", **options)
+    # longer than a rank is waited for that does not get on, and than others are left to end
+    with pytest.raises(ProcessRaisedException, match="Interrupted: stopped by"):
+        launch_with_a_slow_disk(cfg, 12, "2 SIGTERM 1")
+    assert final(cfg)["step"] == 3  # one rank learns of it a step later
+    with pytest.raises(ProcessRaisedException, match="can't be written"):
+        launch_with_a_slow_disk(cfg, -0.1, "5 SIGTERM 1")
+    assert final(cfg)["step"] == 3
 
 
 @pytest.mark.dist

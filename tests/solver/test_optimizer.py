@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -6,6 +8,7 @@ from vmp.config.defaults import get_cfg
 from vmp.models import BACKBONES, build_backbone
 from vmp.prompts import MotionPrompt
 from vmp.solver import build_optimizer, set_learning_rate
+from vmp.solver import optimizer as optimizer_module
 from vmp.solver.optimizer import param_groups
 
 
@@ -126,6 +129,74 @@ def test_an_update_of_sgd_is_nesterovs():
     optimizer.step()
     gradient = 2.0 + 0.5 * 1.0
     assert net.weight.item() == pytest.approx(1.0 - 0.1 * (gradient + 0.9 * gradient))
+
+
+def optimizer_of(net, method, *, fused, monkeypatch):
+    """Make an optimizer as on a GPU, or as on a CPU; torch's fused kernels run on this one too."""
+    monkeypatch.setattr(optimizer_module, "_can_be_fused", lambda groups: fused or None)
+    return build_optimizer(cfg_with(**{"SOLVER.OPTIMIZING_METHOD": method}), net)
+
+
+def update(net, optimizer, scaler, clip, factor=1.0):
+    """Update as `train_step` does."""
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(net(clip).square().mean() * factor).backward()
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+    scaler.step(optimizer)
+    scaler.update()
+    return norm
+
+
+def test_updates_are_fused_on_a_gpu_and_not_on_a_cpu():
+    class Parameter:
+        def __init__(self, is_cuda):
+            self.is_cuda = is_cuda
+
+    for places, fused in [([True, True], True), ([True, False], None), ([False], None)]:
+        groups = [{"params": [Parameter(place)]} for place in places]
+        assert optimizer_module._can_be_fused(groups) is fused
+    assert build_optimizer(get_cfg(), Net()).param_groups[0]["fused"] is None
+
+
+@pytest.mark.parametrize("method", ["sgd", "adamw"])
+def test_fused_or_not_updates_clip_and_skip_what_overflows_alike_the_first_one_too(
+    method, monkeypatch
+):
+    ends = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        net = nn.Linear(4, 3)
+        start = net.weight.detach().clone()
+        optimizer = optimizer_of(net, method, fused=fused, monkeypatch=monkeypatch)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        clip = torch.randn(5, 4)
+        for number, factor in enumerate([1e38, 1.0, 1.0, 1e38, 1.0]):
+            norm = update(net, optimizer, scaler, clip, factor)
+            assert norm.isfinite() == (factor == 1.0)
+            assert torch.equal(net.weight, start) == (number == 0)
+            if factor == 1.0:
+                assert norm > 0.1  # so the clipping counts
+        assert scaler.get_scale() == 2.0**8
+        ends.append(net.weight.detach())
+    torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize("method", ["sgd", "adamw"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_state_of_another_device_goes_on_in_the_way_of_this_one(method, fused, monkeypatch):
+    net = nn.Linear(4, 3)
+    clip, scaler = torch.randn(5, 4), torch.amp.GradScaler("cpu", enabled=False)
+    there = optimizer_of(net, method, fused=not fused, monkeypatch=monkeypatch)
+    update(net, there, scaler, clip)
+    copy = deepcopy(net)
+    here = optimizer_of(copy, method, fused=fused, monkeypatch=monkeypatch)
+    here.load_state_dict(deepcopy(there.state_dict()))
+    assert [group["fused"] for group in here.param_groups] == [fused or None] * 2
+    assert there.param_groups[0]["fused"] == (not fused or None)
+    for model, optimizer in ((net, there), (copy, here)):
+        update(model, optimizer, scaler, clip)
+    torch.testing.assert_close(net.weight, copy.weight)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ import tarfile
 import time
 from pathlib import Path
 
+import doctor
+import doctor_data
 import pytest
+from doctor_data import advise, between
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from tests.conftest import load_module
 from tests.data.conftest import write_video
 from tests.data.test_examine import cut_off, flip_in_frame, lie_about_frames, write_still
 from vmp.config import load_cfg
@@ -49,11 +51,6 @@ also gone.mp4 2
 
 
 @pytest.fixture(scope="module")
-def tool(doctor_dist):
-    yield from load_module("doctor", TOOL)
-
-
-@pytest.fixture(scope="module")
 def sick(tmp_path_factory):
     """A data set with one of each fault."""
     root = tmp_path_factory.mktemp("sick")
@@ -75,13 +72,13 @@ def sick(tmp_path_factory):
 
 
 @pytest.fixture
-def healthy(tool, tmp_path, monkeypatch):
+def healthy(tmp_path, monkeypatch):
     """A data set with no fault: 8 videos to train on, 2 to test.
 
     It is looked at in this process and nothing is drawn, which is faster.
     """
-    record_calls(tool, monkeypatch)
-    monkeypatch.setattr(tool, "draw", lambda report, splits: Figure())
+    record_calls(monkeypatch)
+    monkeypatch.setattr(doctor_data, "draw", lambda report, splits: Figure())
     for number in range(10):
         write_video(tmp_path / f"{number}.mp4", 20, first=50 * number)
     lines = [f"{number}.mp4 {number % 4}\n" for number in range(10)]
@@ -96,17 +93,17 @@ def words(root, *more):
     return [str(word) for word in given]
 
 
-def audit(tool, root, *more, out=None, speed=False):
+def audit(root, *more, out=None, speed=False):
     """Run the doctor; return its status and the summary that it has written."""
     out = out or root / "out"
     options = ["--out", out, "--workers", 1, *([] if speed else ["--no-speed"])]
-    status = tool.main(words(root, *more, *options))
+    status = doctor.main(words(root, *more, *options))
     return status, json.loads((out / "report.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def audited(tool, sick):
-    return audit(tool, sick)
+def audited(sick):
+    return audit(sick)
 
 
 def found(report, split, kind):
@@ -207,13 +204,13 @@ def test_the_loader_uses_the_quarantine(audited, sick):
 
 
 def test_what_is_in_quarantine_is_listed_not_opened_and_stays_in_the_list(
-    tool, audited, sick, tmp_path, monkeypatch
+    audited, sick, tmp_path, monkeypatch
 ):
     out = shutil.copytree(sick / "out", tmp_path / "out")
     listed = out / "quarantine.tsv"
     before = listed.read_text()
-    opened = record_calls(tool, monkeypatch)
-    status, report = audit(tool, sick, "DATA.QUARANTINE", listed, out=out)
+    opened = record_calls(monkeypatch)
+    status, report = audit(sick, "DATA.QUARANTINE", listed, out=out)
     assert not opened  # the missing ones are not even looked for
     assert status == 1
     assert found(report, "train", "excluded") == ["gone.mp4", "text.mp4"]
@@ -222,12 +219,12 @@ def test_what_is_in_quarantine_is_listed_not_opened_and_stays_in_the_list(
     assert listed.read_text() == before
 
 
-def test_a_flipped_bit_in_the_middle_takes_a_full_look(tool, healthy, capsys):
+def test_a_flipped_bit_in_the_middle_takes_a_full_look(healthy, capsys):
     path = write_video(healthy / "8.mp4", 60, first=400)
     flip_in_frame(path, 20)
-    assert audit(tool, healthy)[0] == 0
+    assert audit(healthy)[0] == 0
     assert "--full decodes them all" in capsys.readouterr().out
-    status, report = audit(tool, healthy, "--full")
+    status, report = audit(healthy, "--full")
     assert status == 1
     assert found(report, "test", "broken") == ["8.mp4"]
     assert "every frame decoded" in capsys.readouterr().out
@@ -235,29 +232,29 @@ def test_a_flipped_bit_in_the_middle_takes_a_full_look(tool, healthy, capsys):
 
 
 # --------------------------------------------------------------------------- statuses
-def test_losses_in_training_and_short_test_records_leave_the_status_at_0(tool, healthy):
+def test_losses_in_training_and_short_test_records_leave_the_status_at_0(healthy):
     (healthy / "0.mp4").unlink()
     write_video(healthy / "9.mp4", 3)
-    status, report = audit(tool, healthy)
+    status, report = audit(healthy)
     assert status == 0
     assert found(report, "train", "missing") == ["0.mp4"]
     assert found(report, "test", "short") == ["9.mp4"]
-    assert audit(tool, healthy, "DATA.SHORT_CLIP", "error")[0] == 1
+    assert audit(healthy, "DATA.SHORT_CLIP", "error")[0] == 1
 
 
-def test_a_split_that_is_not_asked_for_is_not_judged(tool, healthy):
+def test_a_split_that_is_not_asked_for_is_not_judged(healthy):
     (healthy / "9.mp4").unlink()
     (healthy / "test.csv").unlink()
-    status, report = audit(tool, healthy, "--splits", "train")
+    status, report = audit(healthy, "--splits", "train")
     assert status == 0
     assert report["verdict"] is None
     assert list(report["splits"]) == ["train"]
 
 
-def test_a_label_or_a_name_too_many_is_told_not_refused(tool, healthy):
+def test_a_label_or_a_name_too_many_is_told_not_refused(healthy):
     (healthy / "classes.txt").write_text("a\nb\nc\n")
     (healthy / "test.csv").write_text("8.mp4 0\n9.mp4 4\n")
-    status, report = audit(tool, healthy)
+    status, report = audit(healthy)
     assert status == 1
     assert found(report, "test", "label") == ["9.mp4"]
     assert "data set 'csv' has 3 classes" in report["complaint"]
@@ -268,27 +265,27 @@ def test_a_label_or_a_name_too_many_is_told_not_refused(tool, healthy):
     "more",
     [["--splits", "val"], ["--workers", "0"], ["--clips-per-second", "0"], ["DATA.NOTHING", "1"]],
 )
-def test_a_wrong_command_ends_with_status_2(tool, healthy, more, capsys):
+def test_a_wrong_command_ends_with_status_2(healthy, more, capsys):
     with pytest.raises(SystemExit) as ended:
-        tool.main(words(healthy, *more))
+        doctor.main(words(healthy, *more))
     assert ended.value.code == 2
     assert more[0].strip("-") in capsys.readouterr().err
 
 
-def test_a_command_is_needed(tool, capsys):
+def test_a_command_is_needed(capsys):
     with pytest.raises(SystemExit) as ended:
-        tool.main([])
+        doctor.main([])
     assert ended.value.code == 2
     assert "COMMAND" in capsys.readouterr().err
 
 
-def test_options_may_come_before_and_after_the_overrides(tool):
-    args = tool.parse_args(["data", "--workers", "3", "--cfg", "c", "A.B", "1", "--full"])
+def test_options_may_come_before_and_after_the_overrides():
+    args = doctor.parse_args(["data", "--workers", "3", "--cfg", "c", "A.B", "1", "--full"])
     assert (args.workers, args.cfg, args.opts, args.full) == (3, "c", ["A.B", "1"], True)
 
 
 # --------------------------------------------------------------------------- stopped and resumed
-def record_calls(tool, monkeypatch, stop_after=None):
+def record_calls(monkeypatch, stop_after=None):
     """Look at videos in this process, note which; after some, press Ctrl-C."""
     calls = []
 
@@ -299,38 +296,36 @@ def record_calls(tool, monkeypatch, stop_after=None):
             calls.append(Path(job.path).name)
             yield look(job)
 
-    monkeypatch.setattr(tool, "examine_all", look_here)
+    monkeypatch.setattr(doctor_data, "examine_all", look_here)
     return calls
 
 
-def test_stopped_it_says_how_to_go_on_and_then_does_only_the_rest(
-    tool, healthy, monkeypatch, capsys
-):
-    first = record_calls(tool, monkeypatch, stop_after=4)
+def test_stopped_it_says_how_to_go_on_and_then_does_only_the_rest(healthy, monkeypatch, capsys):
+    first = record_calls(monkeypatch, stop_after=4)
     with pytest.raises(SystemExit) as ended:
-        audit(tool, healthy)
+        audit(healthy)
     assert ended.value.code == 130
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("interrupted; 4 videos are in ")
     assert last.endswith("the same command goes on from there")
     with (healthy / "out" / "videos.jsonl").open("a") as file:
         file.write('{"version": 1, "pa')  # a kill while writing
-    rest = record_calls(tool, monkeypatch)
-    assert audit(tool, healthy)[0] == 0
+    rest = record_calls(monkeypatch)
+    assert audit(healthy)[0] == 0
     assert "4 of 10 videos are known" in capsys.readouterr().out
     assert sorted(first + rest) == [f"{number}.mp4" for number in range(10)]
-    again = record_calls(tool, monkeypatch)
-    assert audit(tool, healthy)[0] == 0
+    again = record_calls(monkeypatch)
+    assert audit(healthy)[0] == 0
     assert not again
 
 
-def test_a_video_that_came_or_changed_since_is_looked_at_again(tool, healthy, monkeypatch):
+def test_a_video_that_came_or_changed_since_is_looked_at_again(healthy, monkeypatch):
     (healthy / "3.mp4").rename(healthy / "hidden")
-    assert found(audit(tool, healthy)[1], "train", "missing") == ["3.mp4"]
+    assert found(audit(healthy)[1], "train", "missing") == ["3.mp4"]
     (healthy / "hidden").rename(healthy / "3.mp4")
     write_video(healthy / "5.mp4", 30)
-    calls = record_calls(tool, monkeypatch)
-    assert found(audit(tool, healthy)[1], "train", "missing") == []
+    calls = record_calls(monkeypatch)
+    assert found(audit(healthy)[1], "train", "missing") == []
     assert calls == ["3.mp4", "5.mp4"]
 
 
@@ -369,10 +364,9 @@ def known_paths(path):
 
 
 MEASURED = """
-import importlib.util, resource, sys
-spec = importlib.util.spec_from_file_location("doctor", sys.argv[1])
-doctor = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(doctor)
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+import doctor
 for variant in ("few", "many"):
     status = doctor.main([*sys.argv[2:], "DATA.SPLIT", variant, "--out", f"out/{variant}"])
     print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -390,7 +384,7 @@ def test_ten_thousand_records_fit_in_memory(tmp_path):
         (tmp_path / variant / "train.csv").write_text("".join(train))
         (tmp_path / variant / "test.csv").write_text("".join(test))
     (tmp_path / "config.yaml").write_text(CONFIG)
-    command = [sys.executable, "-c", MEASURED, str(TOOL)]
+    command = [sys.executable, "-c", MEASURED, str(TOOL.parent)]
     command += words(tmp_path)[:3] + ["--no-speed", "--workers", "2"]
     command += ["DATA.PATH_TO_DATA_DIR", str(tmp_path)]
     ended = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
@@ -401,11 +395,11 @@ def test_ten_thousand_records_fit_in_memory(tmp_path):
 
 
 # --------------------------------------------------------------------------- the speed
-def test_the_loader_is_timed_and_workers_are_recommended(tool, healthy, monkeypatch, capsys):
-    monkeypatch.setattr(tool, "TIMED_CLIPS", 6)
-    monkeypatch.setattr(tool, "cores", lambda: 2)
+def test_the_loader_is_timed_and_workers_are_recommended(healthy, monkeypatch, capsys):
+    monkeypatch.setattr(doctor_data, "TIMED_CLIPS", 6)
+    monkeypatch.setattr(doctor_data, "cores", lambda: 2)
     (healthy / "0.mp4").write_text("no video\n")
-    _, report = audit(tool, healthy, "--clips-per-second", "0.001", speed=True)
+    _, report = audit(healthy, "--clips-per-second", "0.001", speed=True)
     speed = report["speed"]
     assert speed["clips"] == 6
     assert 0 < speed["cpu_seconds_per_clip"] < 1
@@ -415,41 +409,41 @@ def test_the_loader_is_timed_and_workers_are_recommended(tool, healthy, monkeypa
     assert speed["advice"] in " ".join(capsys.readouterr().out.split())
 
 
-def test_where_nothing_can_be_timed_that_is_told_and_the_rest_stands(tool, healthy):
+def test_where_nothing_can_be_timed_that_is_told_and_the_rest_stands(healthy):
     for number in range(8):
         (healthy / f"{number}.mp4").unlink()
-    status, report = audit(tool, healthy, speed=True)
+    status, report = audit(healthy, speed=True)
     assert status == 0
     assert "has no train videos" in report["speed"]["failed"]
     assert "SPEED: not measured" in (healthy / "out" / "report.txt").read_text()
 
 
-def test_the_advice_has_a_reserve_and_does_not_pass_a_guess_for_a_measurement(tool):
+def test_the_advice_has_a_reserve_and_does_not_pass_a_guess_for_a_measurement():
     rates = {1: 10.0, 9: 50.0}
-    assert [tool.between(rates, workers) for workers in (1, 5, 9)] == [10, 30, 50]
-    assert "NUM_WORKERS 1; workers in all: 1, which load 10 clips/s (measured)" in tool.advise(
+    assert [between(rates, workers) for workers in (1, 5, 9)] == [10, 30, 50]
+    assert "NUM_WORKERS 1; workers in all: 1, which load 10 clips/s (measured)" in advise(
         rates, 9, 1
     )
-    assert "NUM_WORKERS 5; workers in all: 5, which load 30 clips/s (not measured" in tool.advise(
+    assert "NUM_WORKERS 5; workers in all: 5, which load 30 clips/s (not measured" in advise(
         rates, 27, 1
     )
-    assert "NUM_WORKERS 3 for each of 2 processes; workers in all: 5," in tool.advise(rates, 27, 2)
-    assert "NUM_WORKERS 9; workers in all: 9, which load 50 clips/s (measured)" in tool.advise(
+    assert "NUM_WORKERS 3 for each of 2 processes; workers in all: 5," in advise(rates, 27, 2)
+    assert "NUM_WORKERS 9; workers in all: 9, which load 50 clips/s (measured)" in advise(
         rates, 49, 1
     )
-    short = tool.advise(rates, 100, 1)
+    short = advise(rates, 100, 1)
     assert "does not suffice" in short
     assert "50% of the time" in short
-    assert "NUM_WORKERS 1;" in tool.advise({1: 10.0}, 5, 1)
+    assert "NUM_WORKERS 1;" in advise({1: 10.0}, 5, 1)
 
 
 # --------------------------------------------------------------------------- other data sets
-def test_motion_shapes_are_sound(tool, motionshapes, tmp_path, capsys):
+def test_motion_shapes_are_sound(motionshapes, tmp_path, capsys):
     config = CONFIG.replace("csv", "motionshapes").replace("NUM_CLASSES: 4", "NUM_CLASSES: 8")
     (tmp_path / "config.yaml").write_text(config)
     given = ["data", "--cfg", str(tmp_path / "config.yaml"), "--no-speed", "--full"]
     given += ["DATA.PATH_TO_DATA_DIR", str(motionshapes), "--out", str(tmp_path / "out")]
-    assert tool.main(given) == 0
+    assert doctor.main(given) == 0
     shown = capsys.readouterr().out
     assert "The evaluation set is whole: all 16 records can be read." in shown
     assert "not usable" not in shown
@@ -457,7 +451,7 @@ def test_motion_shapes_are_sound(tool, motionshapes, tmp_path, capsys):
     assert "No frames come twice, none of the test is trained on." in shown
 
 
-def test_videos_in_an_archive_are_looked_at_there(tool, healthy, capsys):
+def test_videos_in_an_archive_are_looked_at_there(healthy, capsys):
     (healthy / "videos").mkdir()
     for split in ("train", "test"):
         listing = healthy / f"{split}.csv"
@@ -468,22 +462,22 @@ def test_videos_in_an_archive_are_looked_at_there(tool, healthy, capsys):
     with tarfile.open(healthy / "videos.tar", "w") as tar:
         tar.add(healthy / "videos", "videos")
     shutil.rmtree(healthy / "videos")
-    status, report = audit(tool, healthy)
+    status, report = audit(healthy)
     assert status == 1
     assert report["videos"]["readable"] == 9
     assert found(report, "test", "missing") == ["videos/9.mp4"]
     assert "videos.tar has no member '9.mp4'" in capsys.readouterr().out
-    audit(tool, healthy)
+    audit(healthy)
     assert "9 of 10 videos are known" in capsys.readouterr().out
 
 
 @pytest.mark.data
 @pytest.mark.slow
-def test_ut_interaction_is_whole_as_published(tool, shared, tmp_path, capsys):
+def test_ut_interaction_is_whole_as_published(shared, tmp_path, capsys):
     config = TOOL.parents[1] / "configs" / "UTInteraction" / "X3D_S.yaml"
     root = shared / "data" / "ut_interaction"
     given = ["data", "--cfg", str(config), "DATA.PATH_TO_DATA_DIR", str(root), "--no-speed"]
-    assert tool.main([*given, "--out", str(tmp_path), "--full"]) == 0
+    assert doctor.main([*given, "--out", str(tmp_path), "--full"]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["videos"]["promised_less_decoded"] == {"2": 74, "1": 45, "0": 1}
     assert [split["official"] for split in report["splits"].values()] == [60, 60]

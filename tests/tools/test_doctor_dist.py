@@ -5,11 +5,12 @@ import json
 import os
 import socket
 
+import doctor
+import doctor_dist
 import pytest
 import torch.distributed as dist
 
-from tests.conftest import load_module
-from tests.engine.test_launch import GENEROUS, ROOT, environments, run_ranks
+from tests.engine.test_launch import GENEROUS, environments, run_ranks
 from vmp.engine import agreement
 
 HOST = socket.gethostname()
@@ -39,18 +40,13 @@ GOOD = {
 
 
 @pytest.fixture
-def tool(doctor_dist, monkeypatch):
+def tool(monkeypatch):
     """The module, with short measurements and short waiting for ranks that are gone."""
     monkeypatch.setattr(doctor_dist, "SIZES", (4, 4096))
     monkeypatch.setattr(doctor_dist, "SECONDS", 0.01)
     for name, seconds in {"BEAT": 0.2, "GRACE": 3.0, "LINGER": 1.0}.items():
         monkeypatch.setattr(agreement, name, seconds)
     return doctor_dist
-
-
-@pytest.fixture(scope="module")
-def doctor(doctor_dist):
-    yield from load_module("doctor", ROOT / "tools" / "doctor.py")
 
 
 def make_ranks(*changes):
@@ -200,13 +196,13 @@ def test_the_table_has_a_line_for_each_rank_and_the_problems_below(tool):
 # ---------------------------------------------------------------- the command
 
 
-def test_the_command_reports_and_ends_with_0(doctor, tool, tmp_path, capsys):
+def test_the_command_reports_and_ends_with_0(tool, tmp_path, capsys):
     assert doctor.main(["dist", "--gpus", "0", "--output-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "All is well."
 
 
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
-def test_the_command_says_what_is_wrong_in_one_line_and_ends_with_1(doctor, tool, as_json, capsys):
+def test_the_command_says_what_is_wrong_in_one_line_and_ends_with_1(tool, as_json, capsys):
     command = ["dist", "--gpus", "0", "--output-dir", "/proc/none", *as_json]
     assert doctor.main(command) == 1
     captured = capsys.readouterr()
@@ -216,7 +212,7 @@ def test_the_command_says_what_is_wrong_in_one_line_and_ends_with_1(doctor, tool
         assert not json.loads(captured.out)["ok"]
 
 
-def test_ranks_that_cannot_meet_end_it_with_1(doctor, tool, capsys, monkeypatch):
+def test_ranks_that_cannot_meet_end_it_with_1(tool, capsys, monkeypatch):
     for name, value in environments(2)[0].items():
         monkeypatch.setenv(name, value)
     assert doctor.main(["dist", "--gpus", "0", "--timeout", "1", "--json"]) == 1
@@ -228,8 +224,7 @@ def test_ranks_that_cannot_meet_end_it_with_1(doctor, tool, capsys, monkeypatch)
 
 @pytest.mark.slow
 @pytest.mark.dist
-def test_it_starts_processes_of_its_own(tool, tmp_path, capfd, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tools")
+def test_it_starts_processes_of_its_own(tool, tmp_path, capfd):
     arguments = argparse.Namespace(
         processes=2, gpus=None, output_dir=str(tmp_path), timeout=GENEROUS, json=True
     )

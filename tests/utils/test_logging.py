@@ -1,8 +1,11 @@
 """What a run writes for people and for programs."""
 
+import contextlib
 import json
 import logging
+import resource
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vmp.utils.logging import RunLog, readable, setup_logging
@@ -51,17 +54,63 @@ def test_a_resumed_run_takes_out_what_a_kill_left_beyond_its_checkpoint(tmp_path
     assert [json.loads(line)["loss"] for line in path.open()] == [1.0, 2.0, 30.0]
 
 
-def test_lines_go_to_the_file_of_the_rank_once(tmp_path):
+def test_what_will_be_recorded_again_at_the_very_step_is_taken_out_too(tmp_path):
+    log = RunLog(tmp_path, enabled=True, tensorboard=False)
+    for kind in ("train", "val"):
+        log.write(kind, 4, {"loss": 1.0})
+    log.close()
+    RunLog(tmp_path, enabled=True, tensorboard=False, step=4, again=("val",)).close()
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert json.loads(line)["kind"] == "train"
+
+
+@contextlib.contextmanager
+def files_limited_to(size):
+    """Have a write that makes a file longer fail, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        for _ in range(2):
-            setup_logging(tmp_path, rank=1)
-        logging.getLogger("vmp.somewhere").info("hello")
+        yield
     finally:
-        logger = logging.getLogger("vmp")
-        for handler in list(logger.handlers):
-            logger.removeHandler(handler)
-            handler.close()
-        logger.propagate = True
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_lines_that_find_no_room_wait_for_it_and_are_told_once(tmp_path, caplog):
+    log = RunLog(tmp_path, enabled=True, tensorboard=False)
+    log.write("train", 1, {"loss": 1.0})
+    with files_limited_to((tmp_path / "log.jsonl").stat().st_size + 5):  # the next is cut off
+        for step in (2, 3):
+            log.write("train", step, {"loss": 1.0})
+    assert caplog.text.count("can't be written") == 1
+    log.write("train", 4, {"loss": 1.0})
+    log.close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").open()] == [1, 2, 3, 4]
+
+
+@pytest.fixture
+def _reset():
+    yield
+    logger = logging.getLogger("vmp")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.propagate = True
+
+
+@pytest.mark.usefixtures("_reset")
+def test_a_full_disk_does_not_make_every_line_a_traceback(tmp_path, capsys):
+    setup_logging(tmp_path)
+    with files_limited_to(1):
+        for _ in range(3):
+            logging.getLogger("vmp.somewhere").debug("into the file alone")
+    assert capsys.readouterr().err.count("log.txt can't be written") == 1
+
+
+@pytest.mark.usefixtures("_reset")
+def test_lines_go_to_the_file_of_the_rank_once(tmp_path):
+    for _ in range(2):
+        setup_logging(tmp_path, rank=1)
+    logging.getLogger("vmp.somewhere").info("hello")
     assert (tmp_path / "log.rank1.txt").read_text().count("hello") == 1
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from vmp.utils.distributed import find_placement
+from vmp.utils.placement import find_placement
 
 # Facts of the registries that the rules need; contract tests compare them with the registries.
 NUM_PATHWAYS = {"slowfast": 2, "c2d": 1, "i3d": 1, "x3d": 1, "timesformer": 1}
@@ -35,7 +35,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "PROMPT.REDUCTION": ("mean", "frobenius"),
     "PROMPT.LUMA": ("rgb", "bgr"),
     "PROMPT.KERNEL": ("auto", "eager", "cpu", "triton"),
-    "PROMPT.POWER_NORM": ("sigmoid", "gamma", "maxexp", "sigme", "asinhe"),
+    "PROMPT.POWER_NORM": ("sigmoid", "identity", "gamma", "maxexp", "sigme", "asinhe"),
     "SOLVER.OPTIMIZING_METHOD": ("sgd", "adamw"),
     "SOLVER.LR_POLICY": ("cosine", "steps_with_relative_lrs"),
     "TIMESFORMER.ATTENTION_TYPE": ("divided_space_time", "space_only", "joint_space_time"),
@@ -186,7 +186,9 @@ def _check_kernel(cfg: CfgNode) -> None:
     if kernel in ("auto", "eager"):
         return
     misfits = {
-        f"is for the power normalisation 'sigmoid', not {power_norm!r}": power_norm != "sigmoid",
+        # the identity needs no kernel: an ablation of a recipe leaves the recipe's where it is
+        f"is for the power normalisation 'sigmoid', not {power_norm!r}": power_norm
+        not in ("sigmoid", "identity"),
         f"is for a GPU, and NUM_GPUS is {cfg.NUM_GPUS}": kernel == "triton" and not cfg.NUM_GPUS,
         f"is for a CPU, and NUM_GPUS is {cfg.NUM_GPUS}": kernel == "cpu" and cfg.NUM_GPUS,
     }
@@ -218,6 +220,11 @@ def _check_trained_prompt(prompt: CfgNode) -> None:
     section = prompt.POWER_NORM.upper()
     rules = (
         (prompt.ENABLE, "PROMPT.ENABLE is False", "PROMPT.ENABLE True"),
+        (
+            prompt.POWER_NORM != "identity",
+            "PROMPT.POWER_NORM is identity, which learns nothing",
+            "PROMPT.POWER_NORM sigmoid",
+        ),
         (prompt.LR_MULT > 0, "PROMPT.LR_MULT is 0, which freezes it", "PROMPT.LR_MULT 1.0"),
         (
             prompt[section].get("LEARNABLE", True),

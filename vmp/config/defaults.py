@@ -103,7 +103,8 @@ _C.PROMPT.LR_MULT = 1.0
 # towards 50 and b towards 0.
 _C.PROMPT.WEIGHT_DECAY = 0.0
 # Power normalisation: "sigmoid" (Eq. 3), "gamma", "maxexp", "sigme" or "asinhe"; its section
-# below holds its arguments.
+# below holds its arguments. "identity" is the ablation without attention: f = 1, so the backbone
+# sees the frames after the first and V is 0.
 _C.PROMPT.POWER_NORM = "sigmoid"
 
 _C.PROMPT.SIGMOID = CfgNode()
@@ -117,12 +118,16 @@ _C.PROMPT.SIGMOID.GAMMA = 0.6
 # Keeps a finite, at most alpha / eps [P].
 _C.PROMPT.SIGMOID.EPS = 0.1
 # Start of m. None: drawn from a normal distribution, mean 1e-5, deviation 1 [P]. A learnable m of 0
-# is refused: its gradient is 0 there.
+# is refused: its gradient is 0 there. With m = 1 and n = -1 the attention f(0) of a still pixel
+# starts at 0.994, near the identity; a drawn n above 0 starts with still pixels blanked out.
 _C.PROMPT.SIGMOID.M = None
 # Start of n, likewise.
 _C.PROMPT.SIGMOID.N = None
 # Learn m and n; off keeps the start.
 _C.PROMPT.SIGMOID.LEARNABLE = True
+
+# It has no arguments.
+_C.PROMPT.IDENTITY = CfgNode()
 
 # The parameters are those of the authors' figures (recovered by fitting), p = max(D, 0).
 _C.PROMPT.GAMMA = CfgNode()

@@ -1,16 +1,22 @@
 """Which clips make a batch, on which rank; and the worker processes that decode them."""
 
+import copy
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from vmp.data.clips import Batch, ClipDataset, Key, Sample, collate
 from vmp.data.records import VideoRecord
 from vmp.utils import signals
+
+# Python's choice is that of the process's own start: one of several ranks would spawn its workers
+START_METHOD = "fork" if sys.platform == "linux" else None
 
 
 class Plan(Protocol):
@@ -161,7 +167,8 @@ class ClipLoader:
         num_workers: processes that decode; 0 decodes in this process.
         pin_memory: batches in page-locked memory, for the copy to a GPU.
         prefetch_factor: batches each worker prepares ahead.
-        start_method: "fork", "spawn" or "forkserver"; None is Python's own choice.
+        start_method: "fork", "spawn" or "forkserver"; None is Python's own choice. A worker that is
+            not forked imports torch anew: seconds, and hundreds of MB that others can't share.
 
     Attributes:
         records: the videos.
@@ -184,7 +191,7 @@ class ClipLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
         prefetch_factor: int = 2,
-        start_method: str | None = None,
+        start_method: str | None = START_METHOD,
     ) -> None:
         self.records = dataset.records
         self.class_names = class_names
@@ -217,8 +224,16 @@ class ClipLoader:
         """
         self._keys.epoch = epoch
         self._keys.start = start
-        with signals.ignored():  # the workers start here, once
+        if self._loader._iterator is not None:
             return iter(self._loader)
+        with signals.ignored():  # the workers start here
+            return iter(self._loader)
+
+    def clip(self, item: int) -> Tensor | None:
+        """Return the clip of an item as epoch 0 has it, decoded here; None if it is left out."""
+        # by a copy: workers that start later must not inherit an open video
+        sample: Sample = copy.copy(self._loader.dataset)[(0, item)]
+        return sample.clip
 
     def close(self) -> None:
         """End the workers. They ignore the signal by which Python would end them at its exit."""

@@ -5,6 +5,7 @@ a process group and after a collective has failed, and never waits longer than i
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from torch.distributed import Store  # type: ignore[attr-defined]  # documented, but not listed
 
@@ -26,6 +28,8 @@ from vmp.utils.threads import run_in_time
 BEAT, GRACE, LINGER, PATIENCE = 1.0, 5.0, 3.0, 15.0
 # Of what differs between ranks: keys that are told, ranks whose host is told, characters of a value
 KEYS, HOSTS, LENGTH = 3, 4, 80
+
+T = TypeVar("T")
 
 
 class LostRankError(ConnectionError):
@@ -41,15 +45,23 @@ class Meeting:
         world_size: how many ranks there are.
         line: a connection to the process that serves the store, not blocking, by which its end is
             noticed; None if that is this one, with which the store ends.
+        timeout: seconds to wait for a rank, where nothing else is said.
     """
 
     def __init__(
-        self, store: Store, rank: int, world_size: int, *, line: socket.socket | None
+        self,
+        store: Store,
+        rank: int,
+        world_size: int,
+        *,
+        line: socket.socket | None,
+        timeout: float = 600.0,
     ) -> None:
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.timeout = rank, world_size, timeout
         self.hosts = ["?"] * world_size
         self._open_store, self._line = store, line
         self._count = 0  # of exchanges, the same on all ranks
+        self._marked = -math.inf  # when this rank last said that it gets on
         self._left = threading.Event()
         self._watch: threading.Thread | None = None
 
@@ -76,7 +88,7 @@ class Meeting:
 
         Args:
             text: of this rank.
-            seconds: to wait for the others.
+            seconds: to wait for the others, from when one of them last said that it gets on.
             advice: what to do about a rank that does not come.
 
         Raises:
@@ -85,27 +97,64 @@ class Meeting:
         """
         self._count += 1
         keys = [f"exchange/{self._count}/{rank}" for rank in range(self.world_size)]
-        return self._ask(lambda: self._exchange(keys, text, seconds, advice), seconds + GRACE)
+        self._ask(lambda: self._store.set(keys[self.rank], text), seconds + GRACE)
+        texts: list[str] = []
+        limit, marks = time.monotonic() + seconds, [0] * self.world_size
+        while not texts:
+            over = time.monotonic() > limit
+            look = functools.partial(self._look, keys, over, seconds, advice)
+            texts, now = self._ask(look, seconds + GRACE)
+            if now != marks:
+                limit, marks = time.monotonic() + seconds, now
+        return texts
 
-    def _exchange(self, keys: list[str], text: str, seconds: float, advice: str) -> list[str]:
-        limit, pause, over = time.monotonic() + seconds, 0.01, f"over/{self._count}"
-        self._store.set(keys[self.rank], text)
-        while self._store.check([over]) or not self._store.check(keys):
+    def _look(
+        self, keys: list[str], over: bool, seconds: float, advice: str
+    ) -> tuple[list[str], list[int]]:
+        """Wait up to BEAT for all texts; return them, [] if not there yet, and the ranks' marks."""
+        limit, pause, closed = time.monotonic() + BEAT, 0.01, f"over/{self._count}"
+        while self._store.check([closed]) or not self._store.check(keys):
             if trouble := self._trouble():
                 raise LostRankError(trouble)
-            if time.monotonic() > limit:
-                self._store.set(over, "")  # for those that come yet
+            if over:
+                self._store.set(closed, "")  # for those that come yet
                 missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
                 who = self.name(missing) if missing else "a rank"
                 self._post(
                     f"{who} of {self.world_size} did not come within {round(seconds, 1):g} s; "
                     f"{advice}"
                 )
-            time.sleep(pause)
-            pause = min(0.2, 1.5 * pause)
-        return [self._store.get(key).decode() for key in keys]
+            elif time.monotonic() > limit:
+                return [], [self._store.add(f"mark/{rank}", 0) for rank in range(self.world_size)]
+            else:
+                time.sleep(pause)
+                pause = min(0.2, 1.5 * pause)
+        return [self._store.get(key).decode() for key in keys], []
 
-    def _ask(self, work: Callable[[], list[str]], seconds: float) -> list[str]:
+    def get_on(self, reason: str = "") -> str:
+        """Say that this rank gets on with long work of its own, and hear whether all should stop.
+
+        As often as one likes: the store is asked once every BEAT.
+
+        Args:
+            reason: why all should stop, "" if this rank knows none.
+
+        Returns:
+            A reason of any rank, "" if there is none.
+        """
+        if not reason and time.monotonic() < self._marked + BEAT:
+            return ""
+        told = self._ask(lambda: self._get_on(reason), self.timeout + GRACE)
+        self._marked = time.monotonic()
+        return told
+
+    def _get_on(self, reason: str) -> str:
+        self._store.add(f"mark/{self.rank}", 1)
+        if reason:
+            self._store.set("stop", reason)
+        return self._store.get("stop").decode() if self._store.check(["stop"]) else ""
+
+    def _ask(self, work: Callable[[], T], seconds: float) -> T:
         """Return what `work` returns, or blame rank 0 if the store does not answer."""
         try:
             return run_in_time(work, seconds)
@@ -153,10 +202,9 @@ class Meeting:
             seconds: for which it waited at most.
         """
         try:
-            (text,) = self._ask(lambda: [self._find_cause(error, seconds)], 2 * GRACE)
+            return LostRankError(self._ask(lambda: self._find_cause(error, seconds), 2 * GRACE))
         except LostRankError as lost:
             return lost
-        return LostRankError(text)
 
     def _find_cause(self, error: Exception, seconds: float) -> str:
         """Return the reason that a rank has posted, or find those without a sign of life."""
@@ -248,17 +296,24 @@ def set_meeting(meeting: Meeting | None) -> None:
     _meeting = meeting
 
 
-def exchange(text: str, *, seconds: float) -> list[str]:
+def exchange(text: str, *, seconds: float | None = None) -> list[str]:
     """Return the text of every rank, in rank order; waits at most `seconds` for the others.
 
-    In a process group that `launch` did not make, it waits as long as the group's collectives.
+    They are counted from when one of the others last said, by `get_on`, that it gets on; without a
+    number they are those of a collective. In a process group that `launch` did not make, it waits
+    as long as the group's collectives.
 
     Raises:
         LostRankError: a rank did not come in time, or has failed.
     """
     if _meeting is None:
         return gather_objects(text)
-    return _meeting.exchange(text, seconds=seconds)
+    return _meeting.exchange(text, seconds=_meeting.timeout if seconds is None else seconds)
+
+
+def get_on(reason: str = "") -> str:
+    """Say that this rank gets on with long work of its own; return why all should stop, or ""."""
+    return reason if _meeting is None else _meeting.get_on(reason)
 
 
 def name_ranks(ranks: Sequence[int]) -> str:
@@ -268,12 +323,12 @@ def name_ranks(ranks: Sequence[int]) -> str:
     return _meeting.name(ranks)
 
 
-def check_agreement(facts: Mapping[str, str], *, seconds: float) -> None:
+def check_agreement(facts: Mapping[str, str], *, seconds: float | None = None) -> None:
     """Compare small facts between the ranks: all must have the same.
 
     Args:
         facts: name -> value of this rank: hash of the config, number of records, versions ...
-        seconds: to wait for the others.
+        seconds: to wait for the others, as in `exchange`.
 
     Raises:
         ValueError: they differ; on all ranks, with which rank differs in what.

@@ -19,10 +19,10 @@ def build_learner(cfg: CfgNode) -> Learner:
     device = build_device(cfg)
     torch.manual_seed(cfg.RNG_SEED)
     model = build_model(cfg).to(device)
-    build_freezing(cfg, model)
-    optimizer = build_optimizer(cfg, model)
     if cfg.MODEL.CHANNELS_LAST:
         _to_channels_last(model)
+    build_freezing(cfg, model)
+    optimizer = build_optimizer(cfg, model)
     precision = getattr(torch, cfg.TRAIN.PRECISION)
     parallel = _parallel(model, device)
     if get_world_size() > 2:

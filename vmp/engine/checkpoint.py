@@ -5,7 +5,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +56,22 @@ def save_checkpoint(
         partial.unlink(missing_ok=True)
     write_atomically(path, lambda file: torch.save(state, file))
     if best:
-        _link(path, path.with_name(BEST))
+        keep_best(path)
     if keep:
         for old in list_checkpoints(path.parents[1])[:-keep]:
             if old != path:
                 old.unlink(missing_ok=True)
 
 
-def _link(path: Path, name: Path) -> None:
-    """Give a file a second name, in place of what had it; a copy where there are no hard links."""
+def keep_best(path: Path) -> None:
+    """Give a checkpoint the name of the best; a copy where there are no hard links.
+
+    Raises:
+        OSError: it can't be; what had the name has it still.
+    """
+    name = path.with_name(BEST)
+    if name.exists() and name.samefile(path):
+        return
     partial = name.with_name(f".{name.name}.{os.getpid()}.partial")
     try:
         os.link(path, partial)
@@ -119,11 +126,13 @@ class CheckpointWriter:
     Attributes:
         stalls: seconds that training waited, for each checkpoint.
         failed: why the newest could not be written, "" if it was.
+        lost_best: the newest that was to be the best could not be written.
     """
 
     def __init__(self, *, keep: int) -> None:
         self.stalls: list[float] = []
         self.failed = ""
+        self.lost_best = False
         self._keep = keep
         self._thread: threading.Thread | None = None
 
@@ -141,15 +150,19 @@ class CheckpointWriter:
         try:
             save_checkpoint(path, state, keep=self._keep, best=best)
             self.failed = ""
+            self.lost_best = self.lost_best and not best
         except Exception as error:  # torch has errors of its own for a full disk
+            self.lost_best = self.lost_best or best
             self.failed = f"{path} can't be written ({str(error).splitlines()[0]})"
             logger.warning("%s; the checkpoints before it are kept", self.failed)
             return
         seconds = time.perf_counter() - began
         logger.info("wrote %s in %.2f s, training waited %.2f s", path, seconds, self.stalls[-1])
 
-    def wait(self) -> None:
-        """Wait until nothing is being written."""
+    def wait(self, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Wait until nothing is being written, and call `meanwhile` every second."""
         if self._thread is not None:
-            self._thread.join()
+            while self._thread.is_alive():
+                self._thread.join(1.0)
+                meanwhile()
             self._thread = None

@@ -18,14 +18,17 @@ from vmp.data import ClipLoader
 from vmp.data.clips import Batch, Failure
 from vmp.data.loader import EvalPlan
 from vmp.data.records import VideoRecord
+from vmp.engine.agreement import get_on
 from vmp.engine.progress import progress_bar
+from vmp.engine.provenance import describe_records
 from vmp.engine.score_store import Scores, ScoreStore, join
 from vmp.engine.step import autocast
+from vmp.engine.stopping import stop_together
+from vmp.engine.transfer import ahead
 from vmp.metrics import METRICS, confusion_matrix, ensemble_views, per_class_table
 from vmp.models import VideoModel
 from vmp.utils.distributed import gather_objects
 from vmp.utils.files import sha256, sha256_of, write_atomically, write_text
-from vmp.utils.signals import Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +82,11 @@ def predict(
         threads: CPU threads to compute with; 0: as many as there are by now.
         store: where scores are kept as they come and taken up from. Views that could not be decoded
             are not in it and tried again: the reason may have been the machine that was stopped.
-        stop: asked before each batch; with an answer other than "", the reason, this rank
-            evaluates no further.
+        stop: asked before each batch; with an answer other than "", the reason, the ranks evaluate
+            no further.
 
     Raises:
-        Interrupted: `stop` gave a reason on any rank; on all of them, when they are done.
+        Interrupted: `stop` gave a reason on any rank; on all of them.
         ValueError: a view came more than once or is missing without a reported failure, or nothing
             could be evaluated.
     """
@@ -95,13 +98,11 @@ def predict(
         logger.info("%d of %d views are there already", len(stored.item), plan.num_items)
     was_training = model.training
     model.eval()
-    with _computing_with(threads or torch.get_num_threads()):
+    with computing_with(threads or torch.get_num_threads()):
         scores, failures, reason = _evaluate(model, loader, plan, device, precision, store, stop)
     model.train(was_training)
-    gathered = gather_objects((join(scores), failures, reason))
-    reasons = [rank[2] for rank in gathered if rank[2]]
-    if reasons:
-        raise Interrupted(f"stopped by {reasons[0]} during an evaluation")
+    stop_together(reason, "during an evaluation")
+    gathered = gather_objects((join(scores), failures))
     return _combine(
         join([stored, *(rank[0] for rank in gathered)]),
         sorted(failure for rank in gathered for failure in rank[1]),
@@ -125,14 +126,14 @@ def _evaluate(
     reason = ""
     underway: deque[_Underway] = deque()
     with progress_bar(len(loader), "evaluate") as bar:
-        for batch in loader.epoch(0):
-            if reason := stop():
+        whole = (_fill_up(batch, loader.num_views, plan) for batch in loader.epoch(0))
+        for batch in ahead(whole, device):
+            if reason := get_on(stop()):
                 break
             bar.update()
             failures += batch.failures
             if len(batch.label):
-                item = batch.video * loader.num_views + batch.view
-                underway.append(_start(model, batch, item, plan, device, precision))
+                underway.append(_start(model, batch, loader.num_views, plan, device, precision))
             if len(underway) > 1:
                 scores.append(_finish(underway.popleft(), store))
     scores += [_finish(last, store) for last in underway]
@@ -153,20 +154,20 @@ class _Underway(NamedTuple):
 def _start(
     model: VideoModel,
     batch: Batch,
-    item: Tensor,
+    num_views: int,
     plan: EvalPlan,
     device: torch.device,
     precision: torch.dtype,
 ) -> _Underway:
-    clip, place = _fill_up(batch.clip, item, plan)
+    item = batch.video * num_views + batch.view
     with autocast(device, precision):
-        logits = model(clip.to(device, non_blocking=True)).logits.float()
+        logits = model(batch.clip).logits.float()
     logits = logits.to("cpu", non_blocking=True)  # from a GPU into page-locked memory
     copied = None
     if device.type == "cuda":
         copied = torch.cuda.Event()
         copied.record()
-    return _Underway(item, place, logits, copied)
+    return _Underway(item, item % plan.batch_size, logits, copied)
 
 
 def _finish(views: _Underway, store: ScoreStore | None) -> Scores:
@@ -178,28 +179,29 @@ def _finish(views: _Underway, store: ScoreStore | None) -> Scores:
     return scores
 
 
-def _fill_up(clip: Tensor, item: Tensor, plan: EvalPlan) -> tuple[Tensor, Tensor]:
+def _fill_up(batch: Batch, num_views: int, plan: EvalPlan) -> Batch:
     """Put clips where they are in the whole batch, black ones in the place of those not there.
 
     What is not there could not be decoded, or has been scored before; without it the batch would
-    have another size, and the last bits of the others would be different.
-
-    Returns:
-        The batch (B, 3, T, H, W), and the places (V,) of the V clips in it.
+    have another size, and the last bits of the others would be different. A batch of no clips
+    stays one.
     """
+    if not len(batch.label):
+        return batch
+    item = batch.video * num_views + batch.view
     first = int(item[0]) // plan.batch_size * plan.batch_size
     size = min(plan.batch_size, plan.num_items - first)
     place = item - first
     assert 0 <= int(place.min()) <= int(place.max()) < size
     if len(item) == size:
-        return clip, place
-    whole = clip.new_zeros((size, *clip.shape[1:]))
-    whole[place] = clip
-    return whole, place
+        return batch
+    whole = batch.clip.new_zeros((size, *batch.clip.shape[1:]))
+    whole[place] = batch.clip
+    return batch._replace(clip=whole)
 
 
 @contextlib.contextmanager
-def _computing_with(threads: int) -> Iterator[None]:
+def computing_with(threads: int) -> Iterator[None]:
     """Have torch use so many threads on the CPU."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -225,7 +227,7 @@ def _combine(
         raise ValueError(f"no video could be read with all of its views: {failures[0]}")
     means = result.scores if ensemble == "softmax" else result.scores.softmax(1)
     labels = torch.tensor([record.label for record in loader.records])
-    with _computing_with(1):
+    with computing_with(1):
         loss = float(F.cross_entropy(values, labels[video]))
     return Predictions(
         means, labels[result.video], result.video, loss, len(values), tuple(failures)
@@ -252,21 +254,15 @@ def _check_complete(item: Tensor, failures: Sequence[Failure], loader: ClipLoade
 def describe_test(loader: ClipLoader, provenance: Mapping[str, Any]) -> dict[str, str]:
     """Return what decides the scores of a test, as the facts of its ScoreStore.
 
-    The folder of the videos is not among it: it may be another one where a job is started again.
-
     Args:
         loader: with an EvalPlan.
         provenance: as `build_provenance` makes it.
     """
     assert isinstance(loader.plan, EvalPlan)
-    records = [
-        f"{record.id or Path(record.path).name}\t{record.label}\t{record.start}\t{record.stop}"
-        for record in loader.records
-    ]
     return {
         "weights": provenance["weights_sha256"],
         "config": provenance["config_sha256"],
-        "records": sha256("\n".join(records).encode()),
+        "records": describe_records(loader.records),
         "TEST.BATCH_SIZE": str(loader.plan.batch_size),
         "versions": simplejson.dumps(provenance["versions"], sort_keys=True),
         "code": hash_code(),
@@ -287,7 +283,7 @@ def hash_code() -> str:
 def compute_metrics(predictions: Predictions) -> dict[str, float]:
     """Return every registered metric in percent, and the loss."""
     scores, labels = predictions.scores, predictions.labels
-    with _computing_with(1):  # sums over many samples depend on the threads in the last bits
+    with computing_with(1):  # sums over many samples depend on the threads in the last bits
         metrics = {name: metric(scores, labels) for name, metric in METRICS}
     return metrics | {"loss": predictions.loss}
 
@@ -331,7 +327,7 @@ def write_results(
     results of two runs can be compared as files.
     """
     folder = Path(output_dir)
-    with _computing_with(1):
+    with computing_with(1):
         table = per_class_table(predictions.scores, predictions.labels, loader.class_names)
     results = {
         "metrics": compute_metrics(predictions),

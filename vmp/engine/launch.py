@@ -1,6 +1,7 @@
 """Start a function once in each process of a run, whoever starts the processes."""
 
 import contextlib
+import ctypes
 import datetime
 import gc
 import json
@@ -18,6 +19,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+
+# before there is a group: imported in one, as DDP does, its functions keep that as their default,
+# and after an error its connections stay open, on which the other ranks wait
+import torch.distributed.nn.functional
 from torch.distributed import (  # type: ignore[attr-defined]  # documented, but not listed
     PrefixStore,
     Store,
@@ -39,11 +44,12 @@ from vmp.engine.agreement import (
 )
 from vmp.utils import signals
 from vmp.utils.cli import last_line
-from vmp.utils.distributed import Placement, find_placement
+from vmp.utils.placement import Placement, find_placement
 from vmp.utils.threads import run_in_time
 
 # Seconds between two looks for rank 0, and to shake hands with a store that takes the connection.
 PAUSE, HANDSHAKE = 0.1, 5.0
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class Task(NamedTuple):
@@ -52,7 +58,7 @@ class Task(NamedTuple):
     Attributes:
         function: importable by name, since new processes look it up.
         argument: its only argument; must pickle.
-        gpus: on a GPU each (nccl), or on the CPU (gloo).
+        gpus: of each host, one a process (nccl); 0: the CPU (gloo).
         timeout: seconds after which a collective gives up waiting for a rank.
         init_timeout: seconds until all ranks have met.
         on_lost_rank: given the argument, returns what to say where another rank ended this one.
@@ -60,7 +66,7 @@ class Task(NamedTuple):
 
     function: Callable[[Any], None]
     argument: Any
-    gpus: bool
+    gpus: int
     timeout: float
     init_timeout: float
     on_lost_rank: Callable[[Any], str] | None
@@ -93,14 +99,14 @@ def launch(
             e.g. "the last checkpoint is ..."; it is added to the message. Importable by name.
 
     Raises:
-        ValueError: more GPUs are asked for than there are, on any rank, or the launcher's variables
-            make no sense.
+        ValueError: more GPUs are asked for than there are, on any rank, or than processes were
+            started for them, or the launcher's variables make no sense.
         LostRankError: another rank failed, was killed, does not answer or never came.
         ProcessRaisedException: what a process started here raised, with its traceback.
     """
     placement = find_placement(os.environ)
     local = num_gpus or num_processes
-    task = Task(function, argument, bool(num_gpus), timeout, init_timeout, on_lost_rank)
+    task = Task(function, argument, num_gpus, timeout, init_timeout, on_lost_rank)
     if placement is not None:
         _run(task, placement)
         return
@@ -128,6 +134,9 @@ def _spawn(task: Task, count: int) -> None:
 
 
 def _child(rank: int, task: Task, world_size: int, port: int) -> None:
+    if sys.platform == "linux":
+        # torch has a child told of its parent's end by SIGINT, which `nohup` and `&` have it ignore
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if not task.gpus:  # the processes share the cores
         torch.set_num_threads(max(1, torch.get_num_threads() // world_size))
     placement = Placement(rank, world_size, rank, "127.0.0.1", port, "", "spawn", hosted=True)
@@ -231,7 +240,7 @@ def _run(task: Task, placement: Placement) -> None:
     # a client each: one that waits for a key lets nobody else use it
     stores = [PrefixStore(placement.run, _connect(address, port, limit)) for _ in range(2)]
     size = placement.world_size
-    meeting = Meeting(stores[0], placement.rank, size, line=line)
+    meeting = Meeting(stores[0], placement.rank, size, line=line, timeout=task.timeout)
     set_meeting(meeting)
     try:
         gpu = _meet(meeting, task, placement, limit)
@@ -442,13 +451,13 @@ def _meet(meeting: Meeting, task: Task, placement: Placement, limit: float) -> i
     texts = meeting.exchange(json.dumps(hello), seconds=seconds, advice=advice)
     hellos = [json.loads(text) for text in texts]
     meeting.hosts = [hello["host"] for hello in hellos]
-    objection = _object(meeting, hellos)
+    objection = _object(meeting, hellos, task.gpus)
     if objection:
         raise ValueError(objection)
     return gpu
 
 
-def _object(meeting: Meeting, hellos: Sequence[dict[str, Any]]) -> str:
+def _object(meeting: Meeting, hellos: Sequence[dict[str, Any]], gpus: int) -> str:
     """Return why these ranks can't work together, "" if they can."""
     for rank, hello in enumerate(hellos):
         if hello["complaint"]:
@@ -462,6 +471,12 @@ def _object(meeting: Meeting, hellos: Sequence[dict[str, Any]]) -> str:
             return (
                 f"{count} ranks on {host} have the same GPU ({gpu}); start one process for each "
                 "GPU, e.g. --ntasks-per-node as many as --gpus-per-node"
+            )
+    for host, count in Counter(meeting.hosts).items():
+        if count < gpus:
+            return (
+                f"{count} process(es) on {host} for the {gpus} GPUs of NUM_GPUS; start one for "
+                f"each (--ntasks-per-node {gpus}, --nproc-per-node {gpus}), or set NUM_GPUS {count}"
             )
     alone = [rank for rank, hello in enumerate(hellos) if hello["loopback"]]
     if alone and len(set(meeting.hosts)) > 1:

@@ -23,7 +23,7 @@ class RunLock:
             take a while to notice a dead machine).
 
     Raises:
-        ValueError: another process holds it; who, and where, is named.
+        ValueError: another process holds it; who, and where, is named. Or there are no locks.
     """
 
     def __init__(self, folder: str | Path, *, patience: float = 5.0) -> None:
@@ -46,6 +46,12 @@ class RunLock:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             return False
+        except OSError as error:
+            self.release()
+            raise ValueError(
+                f"{self._path} can't be locked ({error.strerror}), so that two runs could write to "
+                "one folder; take an OUTPUT_DIR on a file system with locks (Lustre: -o flock)"
+            ) from None
         return True
 
     def _refuse(self) -> None:

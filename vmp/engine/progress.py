@@ -5,7 +5,6 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -37,20 +36,22 @@ class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; raised on all ranks."""
 
 
-class Waiting(Iterator[list[Batch]]):
-    """Yield up to `size` batches at a time and keep the seconds spent waiting for them."""
+class Waiting(Iterator[Batch]):
+    """Yield the batches of a loader and keep the seconds that it had this process wait.
 
-    def __init__(self, batches: Iterator[Batch], size: int) -> None:
-        self._batches, self._size = batches, size
+    A GPU has an update or two to do meanwhile, see `ahead`: what it idles may be less.
+    """
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
         self.seconds = 0.0
 
-    def __next__(self) -> list[Batch]:
+    def __next__(self) -> Batch:
         start = time.perf_counter()
-        group = list(islice(self._batches, self._size))
-        self.seconds += time.perf_counter() - start
-        if not group:
-            raise StopIteration
-        return group
+        try:
+            return next(self._batches)
+        finally:
+            self.seconds += time.perf_counter() - start
 
     def take_seconds(self) -> float:
         """Return the seconds waited since the last call."""
@@ -77,9 +78,9 @@ class Progress:
         self._began = time.perf_counter()
 
     def add(self, batches: Sequence[Batch], scalars: dict[str, Tensor]) -> None:
-        """Take what `train_step` returned for `batches`; waits for nothing."""
+        """Take what `train_step` returned for `batches`; does not wait for the device."""
         self._scalars.append(scalars)
-        self._videos.append([int(video) for batch in batches for video in batch.video])
+        self._videos.append([video for batch in batches for video in batch.video.tolist()])
         self._clips += sum(len(batch.label) for batch in batches)
         for failure in (failure for batch in batches for failure in batch.failures):
             self._replaced += 1

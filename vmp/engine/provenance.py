@@ -3,18 +3,20 @@
 import hashlib
 import os
 import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import fvcore
 import numpy as np
 import torch
-import torchvision
 import yaml
 from fvcore.common.config import CfgNode
 from torch import nn
 
 import vmp
+from vmp.data.records import VideoRecord
 from vmp.models import PretrainedReport, VideoModel
 from vmp.prompts import MotionPrompt
 from vmp.utils.files import sha256
@@ -29,6 +31,7 @@ INCIDENTAL = (
     "DIST_INIT_TIMEOUT",
     "LOG_PERIOD",
     "TENSORBOARD",
+    "MODEL.ACT_CHECKPOINT",
     "DATA.PATH_TO_DATA_DIR",
     "DATA_LOADER",
     "TRAIN.ENABLE",
@@ -43,13 +46,26 @@ INCIDENTAL = (
 )
 
 
+# Keys that may differ between the hosts of one run.
+LOCAL = ("OUTPUT_DIR", "DATA.PATH_TO_DATA_DIR", "DATA_LOADER", "DIST_INIT_TIMEOUT")
+
+
 def deciding_config(text: str) -> dict[str, Any]:
     """Return {dotted key: value} of what decides numbers in a dumped config."""
+    return _config_without(text, INCIDENTAL)
+
+
+def shared_config(text: str) -> dict[str, str]:
+    """Return {dotted key: value} of what all ranks must have alike to work together."""
+    return {key: str(value) for key, value in _config_without(text, LOCAL).items()}
+
+
+def _config_without(text: str, names: Sequence[str]) -> dict[str, Any]:
     flat = flatten(yaml.safe_load(text), ".")
     return {
         key: value
         for key, value in flat.items()
-        if not any(key == name or key.startswith(f"{name}.") for name in INCIDENTAL)
+        if not any(key == name or key.startswith(f"{name}.") for name in names)
     }
 
 
@@ -68,6 +84,19 @@ def training_differences(stored: str, present: str) -> list[str]:
 def hash_config(text: str) -> str:
     """Return the SHA-256 of what decides numbers in a dumped config."""
     return sha256(yaml.safe_dump(deciding_config(text), sort_keys=True).encode())
+
+
+def describe_records(records: Sequence[VideoRecord]) -> str:
+    """Return how many videos there are and the SHA-256 of which ones, with labels and segments.
+
+    The folder of the videos is not among it: it may be another one where a job is started again.
+    """
+    lines = [
+        f"{record.id or Path(record.path).name}\t{record.label}\t{record.start}\t{record.stop}"
+        for record in records
+    ]
+    digest = sha256("\n".join(lines).encode())
+    return f"{len(lines)} videos (SHA-256 {digest})"
 
 
 def build_provenance(cfg: CfgNode, model: VideoModel, report: PretrainedReport) -> dict[str, Any]:
@@ -94,7 +123,7 @@ def build_provenance(cfg: CfgNode, model: VideoModel, report: PretrainedReport) 
         "versions": {
             "vmp": vmp.__version__,
             "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torchvision": version("torchvision"),
             "numpy": np.__version__,
             "fvcore": fvcore.__version__,
         },

@@ -8,12 +8,12 @@ from fvcore.common.config import CfgNode
 import vmp
 from vmp.engine.agreement import check_agreement
 from vmp.engine.lock import RunLock
-from vmp.engine.provenance import describe_machine, hash_config
+from vmp.engine.provenance import describe_machine, shared_config
+from vmp.engine.stopping import stop_together
 from vmp.engine.testing import test
-from vmp.engine.training import train
+from vmp.engine.training import Watch, train
 from vmp.utils.distributed import (
     broadcast_object,
-    gather_objects,
     get_rank,
     get_world_size,
     is_main,
@@ -24,8 +24,12 @@ from vmp.utils.signals import Interrupted, stop_requested
 logger = logging.getLogger(__name__)
 
 
-def run(cfg: CfgNode) -> None:
+def run(cfg: CfgNode, watch: Watch | None = None) -> None:
     """Train, then test, as TRAIN.ENABLE and TEST.ENABLE say; in every process of the run.
+
+    Args:
+        cfg: of the run.
+        watch: see `train`.
 
     Raises:
         Interrupted: a signal asked to stop; all is saved, and the same run goes on from there.
@@ -34,13 +38,13 @@ def run(cfg: CfgNode) -> None:
     lock = lock_folder(cfg.OUTPUT_DIR)
     setup_logging(cfg.OUTPUT_DIR, rank=get_rank())
     logger.info("%d process(es), %s", get_world_size(), describe_machine())
-    facts = {"the config (SHA-256)": hash_config(cfg.dump()), "vmp": vmp.__version__}
+    versions = {"vmp": vmp.__version__, "torch": torch.__version__}
     try:
-        check_agreement(facts | {"torch": torch.__version__}, seconds=cfg.DIST_TIMEOUT)
+        check_agreement(shared_config(cfg.dump()) | versions, seconds=cfg.DIST_TIMEOUT)
         if cfg.TRAIN.ENABLE:
-            train(cfg)
+            train(cfg, watch)
         if cfg.TEST.ENABLE:
-            _stop_if_asked()
+            stop_together(stop_requested(), "before the test")
             test(cfg)
     except Interrupted as error:
         logger.info("%s", error)
@@ -51,13 +55,6 @@ def run(cfg: CfgNode) -> None:
     finally:
         if lock is not None:
             lock.release()
-
-
-def _stop_if_asked() -> None:
-    """Raise Interrupted on all ranks if any was signalled; waits for all to be here."""
-    reasons = [reason for reason in gather_objects(stop_requested()) if reason]
-    if reasons:
-        raise Interrupted(f"stopped by {reasons[0]} before the test; the same command goes on")
 
 
 def lock_folder(output_dir: str) -> RunLock | None:

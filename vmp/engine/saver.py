@@ -1,16 +1,19 @@
 """When a training is saved and when it stops, alike on all ranks."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from vmp.engine.agreement import exchange, get_on
 from vmp.engine.checkpoint import CheckpointWriter, checkpoint_path
 from vmp.engine.progress import NonFiniteLossError
 from vmp.engine.state import collect_state
 from vmp.engine.step import Learner
 from vmp.engine.stopping import Decisions
-from vmp.utils.distributed import any_rank, is_main
+from vmp.utils.distributed import any_rank, broadcast_object, is_main
 from vmp.utils.signals import Interrupted, stop_requested
 
 
@@ -27,6 +30,8 @@ class Plan(NamedTuple):
     checkpoint_minutes: float  # 0: none by the clock
     checkpoint_keep: int
     precise_batches: int  # 0: no precise batch statistics
+    timeout: float  # seconds to wait for another rank
+    records: str  # of the training set, described
     config: str  # all of it, as text
 
 
@@ -41,7 +46,8 @@ class Saver:
     def __init__(self, learner: Learner, plan: Plan) -> None:
         self.writer = CheckpointWriter(keep=plan.checkpoint_keep)
         self._learner, self._plan = learner, plan
-        self._decisions = Decisions(plan.checkpoint_minutes)
+        self._decisions = Decisions(plan.checkpoint_minutes, plan.timeout)
+        self._best_before = learner.best  # the best but the last
 
     def after_step(self) -> None:
         """Save when it is time; on all ranks, after each step.
@@ -50,10 +56,27 @@ class Saver:
             Interrupted: it was asked for, and this step is saved.
         """
         save, stop = self._decisions.after_step()
-        steps = self._plan.checkpoint_steps
-        if save or stop or (steps and self._learner.step % steps == 0):
+        if save or stop or self._is_due():
             self.save()
         if stop:
+            self._stop()
+
+    def _is_due(self) -> bool:
+        steps = self._plan.checkpoint_steps
+        return steps > 0 and self._learner.step % steps == 0
+
+    @contextlib.contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Save before work that takes long, if it is time, and when that work is interrupted.
+
+        Raises:
+            Interrupted: it was asked for, before or meanwhile, and what was there before is saved.
+        """
+        self.after_step()
+        try:
+            yield
+        except Interrupted:
+            self.save()
             self._stop()
 
     def after_epoch(self, *, saved: bool) -> None:
@@ -62,10 +85,11 @@ class Saver:
         Raises:
             Interrupted: it was asked for, and the epoch is saved. Not after the last one.
         """
-        _, stop = self._decisions.after_step()
-        if stop and self._learner.epoch < self._plan.max_epoch:
-            if not saved:
-                self.save()
+        save, stop = self._decisions.after_step()
+        stop = stop and self._learner.epoch < self._plan.max_epoch
+        if not saved and (save or stop or self._is_due()):
+            self.save()
+        if stop:
             self._stop()
 
     def _stop(self) -> None:
@@ -86,20 +110,34 @@ class Saver:
         learner, plan = self._learner, self._plan
         check_weights(learner)
         path = checkpoint_path(plan.output_dir, learner.epoch, learner.update)
-        state = collect_state(learner, plan.config)
+        state = collect_state(learner, plan.config, plan.records) | {"is_best": best}
         if is_main():
             self.writer.save(path, state, best=best)
 
+    def beats_best(self, top1: float) -> bool:
+        """Say whether a validation beats that of the best checkpoint; on all ranks.
+
+        The best is the best that was written: what a full disk has lost does not count.
+        """
+        learner = self._learner
+        self.writer.wait()
+        if broadcast_object(self.writer.lost_best):
+            learner.best = self._best_before
+        self._best_before = learner.best
+        learner.best = max(top1, learner.best)
+        return top1 > self._best_before
+
     def finish(self) -> None:
-        """Wait until all is written.
+        """Wait until all is written, on all ranks: the first that leaves has the others ended.
 
         Raises:
-            OSError: the newest checkpoint could not be.
+            OSError: the newest checkpoint could not be written; on all ranks.
         """
         self._decisions.settle()
-        self.writer.wait()
-        if self.writer.failed:
-            raise OSError(f"{self.writer.failed}; make room, and the same command goes on")
+        self.writer.wait(get_on)
+        failed = exchange(self.writer.failed)[0]
+        if failed:
+            raise OSError(f"{failed}; make room, and the same command goes on")
 
 
 def check_weights(learner: Learner) -> None:

@@ -16,13 +16,14 @@ from vmp.utils.distributed import get_rank, get_world_size, is_main
 logger = logging.getLogger(__name__)
 
 
-def collect_state(learner: Learner, config: str) -> dict[str, Any]:
+def collect_state(learner: Learner, config: str, records: str) -> dict[str, Any]:
     """Return the content of a checkpoint; on all ranks, of which rank 0's is to be written.
 
     Keys: model (the weights to test and to start from: the averaged ones where there is an EMA),
     live (those that are trained, where there is), averaged (updates in the EMA), optimizer, scaler,
-    epoch, update (of the next epoch), step, best (top-1 of the best validation), statistics (each
-    rank's running statistics, where there are several ranks), threads, config. Step randomness is a
+    epoch, update (of the next epoch), closing (what ends an epoch is still to be done), step, best
+    (top-1 of the best validation), statistics (each rank's running statistics, where there are
+    several ranks), threads, records (of the training set, described), config. Step randomness is a
     function of (seed, step, rank), and the order of the clips one of (seed, epoch): neither has a
     state.
     """
@@ -32,10 +33,12 @@ def collect_state(learner: Learner, config: str) -> dict[str, Any]:
         "scaler": learner.scaler.state_dict(),
         "epoch": learner.epoch,
         "update": learner.update,
+        "closing": learner.closing,
         "step": learner.step,
         "best": learner.best,
         "statistics": _gather(_statistics(learner.model)),
         "threads": torch.get_num_threads(),
+        "records": records,
         "config": config,
     }
     if learner.ema is not None:
@@ -54,6 +57,7 @@ def restore_state(learner: Learner, state: Mapping[str, Any]) -> None:
     learner.scaler.load_state_dict(state["scaler"])
     learner.epoch, learner.step = state["epoch"], state["step"]
     learner.update, learner.best = state.get("update", 0), state.get("best", float("-inf"))
+    learner.closing = state.get("closing", False)
     _set_statistics(learner.model, state.get("statistics") or [])
     threads = state.get("threads", torch.get_num_threads())
     if is_main() and threads != torch.get_num_threads():

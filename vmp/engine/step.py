@@ -36,6 +36,7 @@ class Learner:
     ema: AveragedModel | None = None  # averages the weights
     epoch: int = 0  # epochs done
     update: int = 0  # updates of the next epoch done
+    closing: bool = False  # the updates of an epoch are done, what ends it is not
     step: int = 0  # updates done in all
     best: float = float("-inf")  # top-1 of the best validation
 
@@ -56,7 +57,7 @@ def train_step(learner: Learner, batches: Sequence[Batch], epoch: float) -> dict
 
     Args:
         learner: what is updated; its step is counted up.
-        batches: this rank's micro-batches, of equal size.
+        batches: this rank's micro-batches, of equal size, on its device (see `ahead`).
         epoch: fractional epoch, which fixes the learning rate.
 
     Returns:
@@ -71,15 +72,42 @@ def train_step(learner: Learner, batches: Sequence[Batch], epoch: float) -> dict
         with contextlib.nullcontext() if last else _without_reduction(learner.parallel):
             parts.append(_backward(learner, batch, number, share=1 / len(batches)))
     learner.scaler.unscale_(learner.optimizer)
-    max_norm = learner.max_norm or float("inf")
-    norm = nn.utils.clip_grad_norm_(learner.model.parameters(), max_norm)
+    norm = _clip_gradients(learner.model, learner.max_norm)
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
     if learner.ema is not None:
-        learner.ema.update_parameters(learner.model)
+        _average(learner.ema, learner.model)
     learner.step += 1
     means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-    return means | {"grad_norm": norm.detach()}
+    return means | {"grad_norm": norm}
+
+
+def _clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
+    """Scale the gradients to a norm of at most `max_norm` (0: leave them), return that before."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
+    if max_norm:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
+@torch.no_grad()
+def _average(ema: AveragedModel, model: nn.Module) -> None:
+    """Take the model into its average.
+
+    As AveragedModel does itself, but that copies its count to the device, and the host waits.
+    """
+    averaged: list[Tensor] = list(ema.module.parameters())
+    present: list[Tensor] = list(model.parameters())
+    copied = list(zip(ema.module.buffers(), model.buffers(), strict=True))
+    if int(ema.n_averaged):
+        assert ema.multi_avg_fn is not None
+        ema.multi_avg_fn(averaged, present, ema.n_averaged)
+    else:
+        copied += zip(averaged, present, strict=True)
+    for own, other in copied:
+        own.copy_(other)
+    ema.n_averaged += 1
 
 
 def _without_reduction(parallel: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -92,8 +120,8 @@ def _without_reduction(parallel: nn.Module) -> contextlib.AbstractContextManager
 def _backward(learner: Learner, batch: Batch, number: int, share: float) -> dict[str, Tensor]:
     model = learner.model
     seed_step(learner.seed, learner.step, number, get_rank())
-    clip = batch.clip.to(learner.device, non_blocking=True)
-    label = target = batch.label.to(learner.device, non_blocking=True)
+    clip, label = batch.clip, batch.label
+    target = label
     if learner.mixing is not None:
         generator = torch.Generator().manual_seed(torch.initial_seed())
         clip, target = learner.mixing(normalize(clip, model.mean, model.std), label, generator)

@@ -1,5 +1,6 @@
 """What the ranks decide together between two steps: to save, and to stop."""
 
+import datetime
 import time
 from typing import Any
 
@@ -7,8 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vmp.engine.agreement import exchange
 from vmp.utils.distributed import is_main
-from vmp.utils.signals import stop_requested
+from vmp.utils.signals import Interrupted, stop_requested
 
 
 class Timer:
@@ -39,12 +41,16 @@ class Decisions:
 
     Args:
         minutes: between two checkpoints; 0: never by the clock.
+        timeout: seconds to wait for another rank.
     """
 
-    def __init__(self, minutes: float) -> None:
+    def __init__(self, minutes: float, timeout: float) -> None:
         self._timer = Timer(minutes)
         # nccl would make the host wait for the device
-        self._group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._group: Any = None
+        if dist.is_initialized():
+            limit = datetime.timedelta(seconds=timeout)
+            self._group = dist.new_group(backend="gloo", timeout=limit)
         self._pending: tuple[dist.Work, Tensor] | None = None
 
     def after_step(self) -> tuple[bool, bool]:
@@ -68,3 +74,20 @@ class Decisions:
         work.wait()
         save, stop = values.tolist()
         return bool(save), bool(stop)
+
+
+def stop_together(reason: str, when: str) -> None:
+    """End work that each rank did for itself, for long; on all ranks, when they are done with it.
+
+    A rank is waited for as long as it says now and then, by `get_on`, that it gets on.
+
+    Args:
+        reason: why this rank has stopped early, "" if it has not.
+        when: that was, as "during an evaluation".
+
+    Raises:
+        Interrupted: a rank has stopped early; on all of them.
+    """
+    reasons = [each for each in exchange(reason) if each]
+    if reasons:
+        raise Interrupted(f"stopped by {reasons[0]} {when}; the same command goes on")

@@ -12,6 +12,7 @@ from vmp.data import build_loader
 from vmp.engine.agreement import check_agreement
 from vmp.engine.build import build_device
 from vmp.engine.checkpoint import list_checkpoints
+from vmp.engine.dimming import RULE, join_dimming, log_dimming, measure_dimming
 from vmp.engine.evaluate import describe_test, predict, write_results
 from vmp.engine.progress import log_cost
 from vmp.engine.provenance import build_provenance
@@ -61,8 +62,12 @@ def test(cfg: CfgNode) -> None:
             store=store,
             stop=stop_requested,
         )
+        dimming = measure_dimming(model, loader, device=device)
     if not is_main():
         return
+    if dimming:
+        prompts = join_dimming(provenance["prompts"], dimming)
+        provenance |= {"prompts": prompts, "prompts_rule": RULE}
     results = write_results(cfg.OUTPUT_DIR, predictions, loader, provenance)
     store.remove()
     counts = results["counts"]
@@ -72,6 +77,7 @@ def test(cfg: CfgNode) -> None:
         counts["evaluated_videos"],
         counts["videos"],
     )
+    log_dimming(dimming)
     _log_failures(results["not_evaluated"])
     logger.info("wrote %s", Path(cfg.OUTPUT_DIR) / "test_results.json")
 

@@ -2,35 +2,50 @@
 
 import contextlib
 import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import simplejson
 from fvcore.common.config import CfgNode
+from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vmp.data import ClipLoader, build_loader
 from vmp.engine.agreement import check_agreement
 from vmp.engine.build import build_learner
-from vmp.engine.checkpoint import list_checkpoints, read_newest
+from vmp.engine.checkpoint import keep_best, list_checkpoints, read_newest
+from vmp.engine.dimming import join_dimming, log_dimming, measure_dimming
 from vmp.engine.evaluate import compute_metrics, count_videos, predict
 from vmp.engine.normalization import average_buffers, recompute_statistics
 from vmp.engine.progress import NonFiniteLossError, Progress, Waiting, log_cost, progress_bar
-from vmp.engine.provenance import describe_machine, describe_prompts, training_differences
+from vmp.engine.provenance import (
+    describe_machine,
+    describe_prompts,
+    describe_records,
+    training_differences,
+)
 from vmp.engine.saver import Plan, Saver, check_weights
 from vmp.engine.state import restore_state
 from vmp.engine.step import Learner, train_step
+from vmp.engine.transfer import ahead
 from vmp.models import PretrainedReport, VideoModel, load_pretrained
 from vmp.models.freeze import warn_of_frozen_start
 from vmp.utils.distributed import broadcast_object, get_rank, get_world_size, is_main
 from vmp.utils.files import read_tensors, write_text
 from vmp.utils.logging import RunLog, readable
+from vmp.utils.signals import stop_requested
 
 logger = logging.getLogger(__name__)
 
+# (model, clip (3, T, H, W) uint8 as the model takes it) -> pictures (H, W, 3) uint8 by name
+Watch = Callable[[VideoModel, Tensor], Mapping[str, Any]]
 
-def build_plan(cfg: CfgNode) -> Plan:
-    """Take what the epochs need out of the config."""
+
+def build_plan(cfg: CfgNode, records: str) -> Plan:
+    """Take what the epochs need out of the config; `records` describes the training set."""
     return Plan(
         output_dir=Path(cfg.OUTPUT_DIR),
         max_epoch=cfg.SOLVER.MAX_EPOCH,
@@ -42,12 +57,18 @@ def build_plan(cfg: CfgNode) -> Plan:
         checkpoint_minutes=cfg.TRAIN.CHECKPOINT_MINUTES,
         checkpoint_keep=cfg.TRAIN.CHECKPOINT_KEEP,
         precise_batches=cfg.BN.NUM_BATCHES_PRECISE if cfg.BN.USE_PRECISE_STATS else 0,
+        timeout=cfg.DIST_TIMEOUT,
+        records=records,
         config=cfg.dump(),
     )
 
 
-def train(cfg: CfgNode) -> None:
+def train(cfg: CfgNode, watch: Watch | None = None) -> None:
     """Train a model from scratch, from TRAIN.INIT_FROM, or from where the run stopped.
+
+    Args:
+        cfg: of the run.
+        watch: draws pictures for TensorBoard after each epoch, on rank 0, always of one clip.
 
     Raises:
         Interrupted: a signal asked to stop; a checkpoint of this very step is written.
@@ -59,22 +80,27 @@ def train(cfg: CfgNode) -> None:
         build_loader(cfg, "train", get_rank(), get_world_size()) as loader,
         build_validation(cfg) as validation,
     ):
-        check_agreement({"records": str(len(loader.records))}, seconds=cfg.DIST_TIMEOUT)
+        records = describe_records(loader.records)
+        check_agreement({"the training set": records}, seconds=cfg.DIST_TIMEOUT)
         learner = build_learner(cfg)
         log_cost(learner.model, cfg.DATA.NUM_FRAMES, cfg.DATA.TEST_CROP_SIZE)
         if cfg.MODEL.COMPILE:  # after its cost was traced, which can't be done to a compiled model
             learner.model.compile()
-        plan = build_plan(cfg)
+        plan = build_plan(cfg, records)
         resumed = _resume(learner, plan, allowed=cfg.TRAIN.AUTO_RESUME)
         origin = resumed or build_start(cfg, learner.model)
         logger.info(origin)
         if is_main():
             write_text(plan.output_dir / "config.yaml", plan.config)
         log = RunLog(
-            plan.output_dir, enabled=is_main(), tensorboard=cfg.TENSORBOARD, step=learner.step
+            plan.output_dir,
+            enabled=is_main(),
+            tensorboard=cfg.TENSORBOARD,
+            step=learner.step,
+            again=("val",) if learner.closing else (),
         )
         log.write("start", learner.step, {"origin": origin, "machine": describe_machine()})
-        _train_epochs(learner, loader, validation, plan, log)
+        _train_epochs(learner, loader, validation, plan, log, watch)
 
 
 def build_validation(cfg: CfgNode) -> contextlib.AbstractContextManager[ClipLoader | None]:
@@ -112,12 +138,16 @@ def _train_epochs(
     validation: ClipLoader | None,
     plan: Plan,
     log: RunLog,
+    watch: Watch | None,
 ) -> None:
     saver = Saver(learner, plan)
     try:
-        while learner.epoch < plan.max_epoch:
-            _train_epoch(learner, loader, plan, log, saver)
+        while learner.epoch < plan.max_epoch or learner.closing:
+            if not learner.closing:
+                _train_epoch(learner, loader, plan, log, saver)
             _finish_epoch(learner, loader, validation, plan, log, saver)
+            if watch is not None:
+                log.draw(learner.step, partial(_watch, watch, learner, loader))
         saver.finish()
     except NonFiniteLossError as error:
         kept = list_checkpoints(plan.output_dir)
@@ -129,6 +159,12 @@ def _train_epochs(
     finally:
         saver.writer.wait()
         log.close()
+
+
+def _watch(watch: Watch, learner: Learner, loader: ClipLoader) -> Mapping[str, Any]:
+    """Return the pictures of the first clip of the training set, none if it can't be read."""
+    clip = loader.clip(0)
+    return {} if clip is None else watch(learner.evaluated, clip)
 
 
 def _keep_report(report: PretrainedReport, output_dir: Path) -> None:
@@ -159,6 +195,14 @@ def _resume(learner: Learner, plan: Plan, *, allowed: bool) -> str:
     if path is None:
         return ""
     state = read_tensors(path) if found is None else found[1]
+    if "config" not in state:
+        raise ValueError(f"{path} is no checkpoint of a training; take it out of there")
+    trained_on = state.get("records", plan.records)
+    if trained_on != plan.records:
+        raise ValueError(
+            f"{plan.output_dir} holds a run on other videos: {trained_on} there, {plan.records} "
+            "here; bring its training set back, or take another OUTPUT_DIR"
+        )
     differences = training_differences(state["config"], plan.config)
     if differences:
         raise ValueError(
@@ -167,6 +211,8 @@ def _resume(learner: Learner, plan: Plan, *, allowed: bool) -> str:
             "TRAIN.INIT_FROM"
         )
     restore_state(learner, state)
+    if is_main() and state.get("is_best"):
+        keep_best(path)  # a kill may have come between
     more = f", {learner.update} updates into the next" if learner.update else ""
     return f"resumed after epoch {learner.epoch}, step {learner.step}{more}"
 
@@ -179,10 +225,12 @@ def _train_epoch(
     updates = -(-len(loader) // plan.accumulate)
     learner.model.train()
     progress = Progress(loader.records)
-    waiting = Waiting(loader.epoch(epoch, start=done * plan.accumulate), plan.accumulate)
+    waiting = Waiting(loader.epoch(epoch, start=done * plan.accumulate))
+    coming = ahead(waiting, learner.device, per_update=plan.accumulate)
+    groups = iter(lambda: list(islice(coming, plan.accumulate)), [])
     title = f"epoch {epoch + 1}/{plan.max_epoch}"
     with _lines_above(progress_bar(updates, title, done)) as bar:
-        for number, batches in enumerate(waiting, start=done):
+        for number, batches in enumerate(groups, start=done):
             where = epoch + number / updates
             progress.add(batches, train_step(learner, batches, where))
             bar.update()
@@ -218,22 +266,28 @@ def _finish_epoch(
 ) -> None:
     """Bring the ranks' statistics together, validate and write a checkpoint when it is time."""
     last = learner.epoch == plan.max_epoch
-    average_buffers(learner.model)
-    if learner.ema is not None:
-        average_buffers(learner.ema)
+    if not learner.closing:  # else it is done: the run was saved within this function
+        average_buffers(learner.model)
+        if learner.ema is not None:
+            average_buffers(learner.ema)
+        learner.closing = True
     save = last or learner.epoch % plan.checkpoint_period == 0
     validate = validation is not None and (last or learner.epoch % plan.eval_period == 0)
-    if plan.precise_batches and (save or validate):
-        count = min(plan.precise_batches, len(loader))
-        batches = loader.epoch(learner.epoch)
-        recompute_statistics(learner.evaluated, batches, count, device=learner.device)
     best = False
+    if plan.precise_batches and (save or validate):
+        with saver.stoppable():
+            count = min(plan.precise_batches, len(loader))
+            batches = loader.epoch(learner.epoch)
+            recompute_statistics(
+                learner.evaluated, batches, count, device=learner.device, stop=stop_requested
+            )
     # first, so that a kill in between cannot lose the record: the resumed run validates again
     if validate and validation is not None:
-        check_weights(learner)
-        top1 = _validate(learner, validation, log)
-        best = top1 > learner.best
-        learner.best = max(top1, learner.best)
+        with saver.stoppable():
+            check_weights(learner)
+            top1 = _validate(learner, validation, log)
+        best = saver.beats_best(top1)
+    learner.closing = False
     if save or best:
         saver.save(best=best)
     saver.after_epoch(saved=save or best)
@@ -242,10 +296,18 @@ def _finish_epoch(
 def _validate(learner: Learner, validation: ClipLoader, log: RunLog) -> float:
     """Log the metrics of the validation set, and return the top-1."""
     predictions = predict(
-        learner.evaluated, validation, device=learner.device, precision=learner.precision
+        learner.evaluated,
+        validation,
+        device=learner.device,
+        precision=learner.precision,
+        stop=stop_requested,
     )
     metrics = compute_metrics(predictions)
-    counts = count_videos(predictions, validation)
-    log.write("val", learner.step, metrics | counts | {"epoch": learner.epoch})
+    dimming = measure_dimming(learner.evaluated, validation, device=learner.device)
+    values: dict[str, Any] = metrics | count_videos(predictions, validation)
+    if dimming:
+        values["prompt"] = join_dimming(describe_prompts(learner.evaluated), dimming)
+    log.write("val", learner.step, values | {"epoch": learner.epoch})
     logger.info("epoch %d  validation  %s", learner.epoch, readable(metrics))
+    log_dimming(dimming)
     return metrics["top1"]

@@ -53,7 +53,8 @@ class Mixing:
             raise ValueError(f"a clip of {clip.dtype} cannot be mixed; normalise it to float first")
         # torch's Beta takes no generator; numpy's, seeded from `rng`, does as well
         draw = np.random.default_rng(int(torch.randint(2**62, (), generator=rng)))
-        partner = torch.randperm(len(clip), generator=rng).to(clip.device)
+        partner = torch.randperm(len(clip), generator=rng, pin_memory=clip.is_cuda)
+        partner = partner.to(clip.device, non_blocking=True)  # or the host would wait for the GPU
         method = draw.choice(list(self.alphas))
         share = float(draw.beta(self.alphas[method], self.alphas[method]))
         if method == "mixup":

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -93,7 +94,8 @@ def _prompt_parameters(model: nn.Module) -> list[nn.Parameter]:
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     """Return the optimizer SOLVER.OPTIMIZING_METHOD over the trainable parameters of `model`.
 
-    Call it after moving the model to its device and after freezing what is not to be trained.
+    Call it after moving the model to its device, giving its weights their layout in memory, and
+    freezing what is not to be trained.
 
     Raises:
         ValueError: an unknown method, a negative PROMPT.LR_MULT, Nesterov without momentum, or
@@ -115,21 +117,49 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
             "%s: %d tensors, weight decay %g, learning rate x %g",
             *(group["name"], len(group["params"]), group["weight_decay"], group["lr_mult"]),
         )
+    if solver.OPTIMIZING_METHOD not in ("sgd", "adamw"):
+        raise ValueError(
+            f"SOLVER.OPTIMIZING_METHOD is {solver.OPTIMIZING_METHOD!r}; there are: sgd, adamw"
+        )
+    fused = _can_be_fused(groups)
+    optimizer: Optimizer
     if solver.OPTIMIZING_METHOD == "sgd":
-        return _sgd(groups, solver.BASE_LR, solver.MOMENTUM, solver.NESTEROV)
-    if solver.OPTIMIZING_METHOD == "adamw":
-        return AdamW(groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS))
-    raise ValueError(
-        f"SOLVER.OPTIMIZING_METHOD is {solver.OPTIMIZING_METHOD!r}; there are: sgd, adamw"
-    )
+        optimizer = _sgd(groups, solver.BASE_LR, solver.MOMENTUM, solver.NESTEROV, fused)
+    else:
+        optimizer = AdamW(groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS), fused=fused)
+    optimizer.register_load_state_dict_pre_hook(_stay_as_built)
+    return optimizer
 
 
-def _sgd(groups: list[dict[str, Any]], lr: float, momentum: float, nesterov: bool) -> SGD:
+def _can_be_fused(groups: list[dict[str, Any]]) -> bool | None:
+    """Say whether one kernel may do an update: on a GPU; None leaves it to torch.
+
+    It also skips an update that overflowed in float16 by itself; else the host waits for each, to
+    know. Not on a CPU, where it counts for nothing in a step, and where torch's kernel takes memory
+    in the order in which it lies: wrong, without a word, where a gradient is laid out otherwise.
+    """
+    return all(parameter.is_cuda for group in groups for parameter in group["params"]) or None
+
+
+def _sgd(
+    groups: list[dict[str, Any]], lr: float, momentum: float, nesterov: bool, fused: bool | None
+) -> SGD:
     if nesterov and momentum <= 0:
         raise ValueError(
             f"SOLVER.NESTEROV needs SOLVER.MOMENTUM above 0, it is {momentum}; set NESTEROV False"
         )
-    return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+    optimizer = SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
+    if fused and momentum:
+        # begun here, as it is anyway: a first update that overflows would leave any memory there
+        for parameter in (each for group in groups for each in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def _stay_as_built(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Have a checkpoint of another device change nothing in how this one computes."""
+    pairs = zip(state["param_groups"], optimizer.param_groups, strict=False)
+    return state | {"param_groups": [group | {"fused": own["fused"]} for group, own in pairs]}
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:

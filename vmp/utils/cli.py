@@ -3,14 +3,14 @@
 import builtins
 import sys
 from collections.abc import Callable
-from typing import NoReturn
-
-from torch.multiprocessing.spawn import ProcessRaisedException
+from typing import Any, NoReturn
 
 from vmp.utils import signals
 
 # Errors that are the user's or the data's, not the program's, by name: this layer knows no other.
 EXPECTED = ("ValueError", "NonFiniteLossError", "DecodeError", "OSError")
+# torch's for what a process that it started raised, by name: importing torch takes a second.
+RAISED_IN_PROCESS = "ProcessRaisedException"
 
 
 def run_cli(main: Callable[[], object]) -> None:
@@ -23,23 +23,32 @@ def run_cli(main: Callable[[], object]) -> None:
         main()
     except KeyboardInterrupt:
         sys.exit("interrupted")
-    except signals.Interrupted:
-        _leave_saved()
-    except ProcessRaisedException as error:
-        name, message = last_line(f"RuntimeError: {error}")
-        if name == signals.Interrupted.__name__:
-            _leave_saved()
-        # known by its name alone; OSError has subclasses among the built-in ones
-        kind = getattr(builtins, name, None)
-        if name not in EXPECTED and not (isinstance(kind, type) and issubclass(kind, OSError)):
-            raise
-        sys.exit(f"error: process {error.error_index}: {message}")
     except Exception as error:
-        names = {kind.__name__ for kind in type(error).__mro__}
+        names, message = _describe(error)
+        if signals.Interrupted.__name__ in names:
+            _leave_saved()
         if not names & set(EXPECTED):
             raise
-        _, message = last_line(f"{type(error).__name__}: {error}")
         sys.exit(f"error: {message}")
+
+
+def _describe(error: Any) -> tuple[set[str], str]:
+    """Return the names of an error's type and of those above it, and its message in one line.
+
+    Of what a process raised they are those of its own error, of which torch brings the text alone:
+    the types above are known if Python has them built in.
+    """
+    names = _names(type(error))
+    if RAISED_IN_PROCESS not in names:
+        return names, last_line(f"{type(error).__name__}: {error}")[1]
+    name, message = last_line(f"RuntimeError: {error}")
+    kind = getattr(builtins, name, None)
+    names = _names(kind) if isinstance(kind, type) else {name}
+    return names, f"process {error.error_index}: {message}"
+
+
+def _names(kind: type) -> set[str]:
+    return {each.__name__ for each in kind.__mro__}
 
 
 def _leave_saved() -> NoReturn:

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
 from vmp.utils.numpy_pickle import NUMPY_SCALARS
 
 
@@ -68,6 +66,8 @@ def read_tensors(path: str | Path) -> Any:
     Raises:
         ValueError: it is missing, damaged, or holds something else, which is then named.
     """
+    import torch  # takes a second, and a program that only writes its text does without
+
     admitted: list[Any] = [(stand_in, name) for name, stand_in in NUMPY_SCALARS.items()]
     try:
         _check_sums(path)

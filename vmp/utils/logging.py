@@ -1,8 +1,10 @@
 """What a run says: lines for people, lines of JSON for programs, and TensorBoard scalars."""
 
+import contextlib
+import io
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +34,31 @@ def setup_logging(output_dir: str | Path, *, rank: int = 0) -> None:
     root.propagate = False
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    file = logging.FileHandler(folder / ("log.txt" if rank == 0 else f"log.rank{rank}.txt"))
+    file = _FileHandler(folder / ("log.txt" if rank == 0 else f"log.rank{rank}.txt"))
     for handler in (terminal, file):
         handler.setFormatter(logging.Formatter(FORMAT, datefmt="%H:%M:%S"))
         root.addHandler(handler)
 
 
+class _FileHandler(logging.FileHandler):
+    """One that a full disk does not make print a traceback for every line."""
+
+    _complained = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._complained:
+            self._complained = True
+            with contextlib.suppress(OSError):  # it may go to a file on the same disk
+                sys.stderr.write(f"{self.baseFilename} can't be written: {error}; lines are lost\n")
+
+
 class RunLog:
     """Writes one record a call: a JSON line in log.jsonl and scalars in tensorboard/.
+
+    On a full disk lines wait until there is room, and TensorBoard gets no more; both is told once.
 
     Args:
         output_dir: folder of the run.
@@ -47,19 +66,28 @@ class RunLog:
         tensorboard: write the scalars too.
         step: updates done. What a killed run recorded beyond it is taken out first: it will be
             recorded again.
+        again: kinds of records that will be recorded again at `step` itself.
     """
 
     def __init__(
-        self, output_dir: str | Path, *, enabled: bool, tensorboard: bool, step: int = 0
+        self,
+        output_dir: str | Path,
+        *,
+        enabled: bool,
+        tensorboard: bool,
+        step: int = 0,
+        again: Collection[str] = (),
     ) -> None:
         self._file = None
         self._writer = None
+        self._waiting = b""  # lines not written yet
+        self._full = False
         if not enabled:
             return
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        _cut(folder / "log.jsonl", step)
-        self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
+        _cut(folder / "log.jsonl", step, again)
+        self._file = (folder / "log.jsonl").open("ab", buffering=0)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -70,32 +98,65 @@ class RunLog:
         if self._file is None:
             return
         record = {"kind": kind, "step": step, **values}
-        self._file.write(simplejson.dumps(record, ignore_nan=True) + "\n")
-        self._file.flush()
-        if self._writer is not None:
-            for name, value in _numbers(values).items():
-                self._writer.add_scalar(f"{kind}/{name}", value, step)
+        self._waiting += (simplejson.dumps(record, ignore_nan=True) + "\n").encode()
+        self._write_waiting(self._file)
+        try:
+            if self._writer is not None:
+                for name, value in _numbers(values).items():
+                    self._writer.add_scalar(f"{kind}/{name}", value, step)
+        except OSError as error:
+            logger.warning("TensorBoard gets no more of this run: %s", error)
+            self._writer = None
+
+    def draw(self, step: int, make: Callable[[], Mapping[str, Any]]) -> None:
+        """Show the pictures that `make` returns, (H, W, 3) uint8 by name, in TensorBoard.
+
+        Where that is not written `make` is not called. No picture is worth a training: an error is
+        a warning.
+        """
+        if self._writer is None:
+            return
+        try:
+            for name, picture in make().items():
+                self._writer.add_image(name, picture, step, dataformats="HWC")
+        except Exception as error:
+            logger.warning("no pictures of step %d: %s", step, error)
+            logger.debug("their error", exc_info=True)
+
+    def _write_waiting(self, file: io.FileIO) -> None:
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[file.write(self._waiting) :]
+            self._full = False
+        except OSError as error:
+            if not self._full:
+                logger.warning("%s can't be written (%s); its lines wait", file.name, error)
+            self._full = True
 
     def close(self) -> None:
-        """Flush and close the files."""
+        """Write what waits, if there is room, and close the files."""
         if self._file is not None:
+            self._write_waiting(self._file)
             self._file.close()
         if self._writer is not None:
-            self._writer.close()
+            with contextlib.suppress(OSError):
+                self._writer.close()
 
 
-def _cut(path: Path, step: int) -> None:
+def _cut(path: Path, step: int, again: Collection[str]) -> None:
     """Keep the records up to `step`; a line that a kill has cut off goes as well."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    lines, kept = path.read_text(encoding="utf-8").splitlines(keepends=True), []
+    for line in lines:
         try:
-            if line.endswith("\n") and simplejson.loads(line)["step"] <= step:
+            record = simplejson.loads(line) if line.endswith("\n") else {}
+            if record["step"] < step + (record["kind"] not in again):
                 kept.append(line)
         except (ValueError, KeyError):
             continue
-    write_text(path, "".join(kept))
+    if kept != lines:
+        write_text(path, "".join(kept))
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
