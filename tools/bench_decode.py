@@ -1,4 +1,4 @@
-"""What `tools/bench.py decode` and `loader` measure: ways to get a clip out of a video.
+"""Ways to get a clip out of a video, for `tools/bench.py decode` and `loader`.
 
 The videos are made here, as the three data sets of the paper have them. The plain way is that of
 PySlowFast's PyAV loader, written from its description.

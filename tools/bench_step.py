@@ -1,8 +1,9 @@
 """What `tools/bench.py step` measures: training steps of one recipe, done in several ways.
 
 The ways take turns, step by step, on the same synthetic batch. The plain way is that of the
-programs that ours replaces: float32 and eager, and for TimeSformer attention written out and
-anomaly detection on, as its release has them. The network itself is ours in every way.
+programs that ours replaces: float32 and eager, also the prompt, torch's own gradients, and for
+TimeSformer attention written out and anomaly detection on, as its release has them. Everything else
+of the network is ours in every way.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -27,6 +29,7 @@ from vmp.data.clips import Batch
 from vmp.engine.build import build_learner
 from vmp.engine.step import Learner, autocast, train_step
 from vmp.models import model_cost
+from vmp.models.stem import StemConv3d
 from vmp.models.timesformer import TimeSformer
 from vmp.models.video_model import take_frames
 
@@ -40,6 +43,7 @@ PLAIN = {
     "MODEL.COMPILE": "False",
     "MODEL.CHANNELS_LAST": "False",
     "MODEL.ACT_CHECKPOINT": "False",
+    "PROMPT.KERNEL": "eager",
 }
 
 Marks = dict[str, Any]  # name -> seconds, or a CUDA event
@@ -49,7 +53,8 @@ class Way(NamedTuple):
     """One of the ways to do a step.
 
     Attributes:
-        name: "plain", "plain float16" or "ours", with " + prompt" or without.
+        name: "plain", "plain float16", "ours" or "ours bfloat16" and the like, with " + prompt" or
+            without.
         details: what of precision, layout, compilation and the like its config switches on.
         learner: with a model of its own.
         batch: on the device.
@@ -90,6 +95,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides, for every recipe")
     command.add_argument("--batch", type=int, default=8, help="clips of a step")
     command.add_argument("--repeats", type=int, default=5, help="steps of each way")
+    command.add_argument(
+        "--also",
+        nargs="*",
+        default=[],
+        choices=("bfloat16", "float16"),
+        help="precisions to do it our way in, besides the recipe's",
+    )
     command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is")
     command.add_argument("--out", help="append the measurements, a line of JSON each")
 
@@ -104,27 +116,26 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if args.repeats < 2:
         raise ValueError(f"--repeats is {args.repeats}; quartiles need 2 or more")
     for path in args.cfg:
-        yield measure_recipe(path, args.opts, device, args.batch, args.repeats)
+        measured = measure_ways(
+            make_ways(path, args.opts, device, args.batch, args.also), args.batch, args.repeats
+        )
+        yield {"bench": "step", "cfg": Path(path).stem, "opts": args.opts, **measured}
 
 
-def measure_recipe(
-    path: str, opts: Sequence[str], device: str, batch: int, repeats: int
-) -> dict[str, Any]:
-    """Return the measurements of one recipe, as they go into a line of JSON."""
-    ways = make_ways(path, opts, device, batch)
-    for way in tqdm(ways, desc=f"warm up {Path(path).stem}", leave=False):
+def measure_ways(ways: Sequence[Way], batch: int, repeats: int) -> dict[str, Any]:
+    """Return the measurements of the ways to train one recipe, as they go into a line of JSON."""
+    device = ways[0].learner.device.type
+    for way in tqdm(ways, desc="warm up", leave=False):
         for _ in range(WARM_UP):
             time_step(way)
     steps: dict[str, list[dict[str, float]]] = {way.name: [] for way in ways}
     rates: dict[torch.dtype, list[float]] = {way.learner.precision: [] for way in ways}
-    for _ in tqdm(range(repeats), desc=Path(path).stem, leave=False):
+    for _ in tqdm(range(repeats), desc="measure", leave=False):
         for way in ways:
             steps[way.name].append(time_step(way))
         for precision in rates:
             rates[precision].append(matrix_rate(device, precision))
     about = {
-        "cfg": Path(path).stem,
-        "opts": list(opts),
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "threads": torch.get_num_threads(),
         "clip": [batch, 3, ways[0].learner.model.num_frames, *ways[0].batch.clip.shape[3:]],
@@ -139,11 +150,13 @@ def measure_recipe(
         }
         for way in ways
     }
-    return {"bench": "step", **about, "ways": described}
+    return {**about, "ways": described}
 
 
 # --------------------------------------------------------------------------- ways
-def make_ways(path: str, opts: Sequence[str], device: str, batch: int) -> list[Way]:
+def make_ways(
+    path: str, opts: Sequence[str], device: str, batch: int, also: Sequence[str] = ()
+) -> list[Way]:
     """Return the ways to train the recipe at `path`, each with and without a prompt."""
     plain = [("plain", PLAIN)]
     if device == "cuda" and load_cfg(path, opts).MODEL.NAME != "timesformer":
@@ -154,13 +167,16 @@ def make_ways(path: str, opts: Sequence[str], device: str, batch: int) -> list[W
         "TRAIN.GLOBAL_BATCH_SIZE": "0",
         "SOLVER.BASE_LR": "0.0",  # nothing is learned from noise, and nothing diverges
     }
+    ours = [("ours", {}), *((f"ours {name}", {"TRAIN.PRECISION": name}) for name in also)]
     ways = []
     for prompted in (False, True):
-        for name, changes in [*plain, ("ours", {})]:
+        for name, changes in [*plain, *ours]:
             settings = fixed | changes | {"PROMPT.ENABLE": str(prompted)}
             words = [word for setting in settings.items() for word in setting]
             name += " + prompt" if prompted else ""
-            ways.append(build_way(load_cfg(path, [*opts, *words]), name, plain=bool(changes)))
+            ways.append(
+                build_way(load_cfg(path, [*opts, *words]), name, plain=name.startswith("plain"))
+            )
     return ways
 
 
@@ -183,6 +199,8 @@ def build_way(cfg: CfgNode, name: str, *, plain: bool) -> Way:
     if plain and isinstance(model.backbone.net, TimeSformer):
         details.append("attention written out, anomaly mode")
         around = released_timesformer
+    elif plain:
+        around = partial(mock.patch.object, StemConv3d, "forward", nn.Conv3d.forward)
     shape = (cfg.TRAIN.BATCH_SIZE, 3, model.clip_frames, crop, crop)
     batch = random_batch(shape, learner.device)
     return Way(name, ", ".join(details), learner, batch, around, marks, cost.multiply_adds)
@@ -228,15 +246,15 @@ def random_batch(shape: tuple[int, ...], device: torch.device) -> Batch:
 
 # --------------------------------------------------------------------------- measuring
 def time_step(way: Way) -> dict[str, float]:
-    """Return the seconds of a step, of its parts, and of the prompt alone."""
+    """Return the seconds of a step, also in CPU time, of its parts, and of the prompt alone."""
     learner = way.learner
     way.marks.clear()
     with way.around():
         _wait(learner.device)
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         train_step(learner, [way.batch], epoch=0.0)
         _wait(learner.device)
-        seconds = {"total": time.perf_counter() - began}
+        seconds = {"total": time.perf_counter() - began, "cpu": time.process_time() - cpu_began}
     names = list(way.marks)  # the optimizer's are missing where float16 has skipped the step
     for name, following in itertools.pairwise(names):
         seconds[name] = _between(way.marks[name], way.marks[following])
@@ -323,9 +341,10 @@ def cpu_peak(work: Callable[[], object]) -> int:
 
 # --------------------------------------------------------------------------- tables
 HEAD = [
-    "| recipe | clips | way | ms | clips/s | plain / this | prompt costs, % | peak, MiB | "
-    "prompt, % | forward, % | backward, % | optimizer, % | GMAC/s | of the matrix peak, % |",
-    "|---" * 14 + "|",
+    "| recipe | clips | way | ms | clips/s | plain / this | in CPU time | prompt costs, % | "
+    "peak, MiB | prompt, % | forward, % | backward, % | optimizer, % | GMAC/s | "
+    "of the matrix peak, % |",
+    "|---" * 15 + "|",
 ]
 
 
@@ -348,7 +367,8 @@ def _cells(result: dict[str, Any], name: str, batch: int) -> list[str]:
     return [
         spread([1000 * value for value in seconds], "{:.0f}"),
         f"{batch / middle:.2f}",
-        _against(result, name),
+        _against(result, name, "total"),
+        _against(result, name, "cpu"),
         _prompt_costs(result, name),
         f"{way['peak_bytes'] / 2**20:.0f}",
         *(f"{100 * share(way['steps'], part):.1f}" for part in parts),
@@ -357,9 +377,9 @@ def _cells(result: dict[str, Any], name: str, batch: int) -> list[str]:
     ]
 
 
-def totals(result: dict[str, Any], name: str) -> list[float]:
-    """Return the seconds of the steps of a way, one a round."""
-    return [step["total"] for step in result["ways"][name]["steps"]]
+def totals(result: dict[str, Any], name: str, clock: str = "total") -> list[float]:
+    """Return the seconds of the steps of a way, one a round, or for "cpu" their CPU seconds."""
+    return [step[clock] for step in result["ways"][name]["steps"]]
 
 
 def share(steps: Sequence[dict[str, float]], part: str) -> float:
@@ -367,21 +387,25 @@ def share(steps: Sequence[dict[str, float]], part: str) -> float:
     return statistics.median(step.get(part, 0.0) / step["total"] for step in steps)
 
 
-def _against(result: dict[str, Any], name: str) -> str:
+def _against(result: dict[str, Any], name: str, clock: str) -> str:
     """Return how many times as long the plain way takes, with a prompt if this one has one."""
     plain = "plain + prompt" if name.endswith("+ prompt") else "plain"
     if name == plain:
         return ""
-    pairs = zip(totals(result, plain), totals(result, name), strict=True)
+    pairs = zip(totals(result, plain, clock), totals(result, name, clock), strict=True)
     return spread([one / other for one, other in pairs], "{:.2f}")
 
 
 def _prompt_costs(result: dict[str, Any], name: str) -> str:
-    """Return by how much a step with a prompt is longer than its baseline, round by round."""
+    """Return by how much a step with a prompt is longer than its baseline, round by round.
+
+    On a CPU in CPU time: what other programs take would be more than the difference.
+    """
     baseline, _, prompted = name.partition(" + ")
     if not prompted:
         return ""
-    pairs = zip(totals(result, baseline), totals(result, name), strict=True)
+    clock = "cpu" if result["device"] == "cpu" else "total"
+    pairs = zip(totals(result, baseline, clock), totals(result, name, clock), strict=True)
     return spread([100 * (other / one - 1) for one, other in pairs], "{:.1f}")
 
 

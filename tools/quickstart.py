@@ -17,7 +17,6 @@ from typing import Any
 
 import simplejson
 
-from vmp.data import CLASS_NAMES, DATASETS
 from vmp.utils.cli import run_cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -139,6 +138,8 @@ def read_results(run: Path) -> dict[str, Any]:
 
 def draw_panel(data: Path, run: Path, path: Path) -> None:
     """Draw what the trained prompt makes of a test video."""
+    from vmp.data import CLASS_NAMES, DATASETS
+
     label = CLASS_NAMES.get("motionshapes")(str(data)).index(PANEL_CLASS)
     records = DATASETS.get("motionshapes")(str(data), "test")
     video = next((record.path for record in records if record.label == label), records[0].path)

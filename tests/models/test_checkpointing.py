@@ -4,6 +4,7 @@ import copy
 import pickle
 from pathlib import Path
 
+import bench_step
 import pytest
 import torch
 import torch.distributed as dist
@@ -67,7 +68,7 @@ def test_gradients_and_running_statistics_are_those_without_to_the_bit(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_saves_memory(name, bench_step):
+def test_it_saves_memory(name):
     size = {"crop": 64} | ({"depth": 6} if name == "timesformer" else {})
     plain, again = make(name, **size), make(name, **size)
     recompute_blocks(again)

@@ -2,11 +2,12 @@ import json
 from fractions import Fraction
 from pathlib import Path
 
+import bench
+import bench_decode
+import bench_step
 import numpy as np
 import pytest
 import torch
-
-from tests.conftest import load_module
 
 TOOLS = Path(__file__).parents[2] / "tools"
 SMALL = {
@@ -16,7 +17,7 @@ SMALL = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small(bench_decode):
+def _small():
     """Make small videos and short clips."""
     forms = {name: bench_decode.Format(*form) for name, form in SMALL.items()}
     with pytest.MonkeyPatch.context() as patch:
@@ -26,18 +27,13 @@ def _small(bench_decode):
 
 
 @pytest.fixture(scope="module")
-def bench(bench_decode, bench_step):
-    yield from load_module("bench", TOOLS / "bench.py")
-
-
-@pytest.fixture(scope="module")
-def videos(bench_decode, tmp_path_factory):
+def videos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
     return {kind: bench_decode.make_videos(folder, kind, 1) for kind in SMALL}
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_the_plain_way_and_ours_cut_the_same_clip(kind, bench_decode, videos):
+def test_the_plain_way_and_ours_cut_the_same_clip(kind, videos):
     rng = np.random.default_rng(0)
     for _ in range(4):
         wanted = bench_decode.draw(str(videos[kind][0]), "4x4", rng)
@@ -47,19 +43,19 @@ def test_the_plain_way_and_ours_cut_the_same_clip(kind, bench_decode, videos):
         assert difference.abs().mean() < 0.03  # the scalers differ, and a frame by rounding
 
 
-def test_the_floor_decodes_from_the_key_frame_to_the_last_frame(bench_decode, videos):
+def test_the_floor_decodes_from_the_key_frame_to_the_last_frame(videos):
     path = str(videos["hmdb"][0])  # a key frame every 12
     late = bench_decode.Draw(path, 1.0, 4, 4, 256, 0.5)
     numbers = bench_decode.numbers_of(late)
     assert bench_decode.floor_of_clip(late) == numbers[-1] + 1 - numbers[0] // 12 * 12
 
 
-def test_videos_that_are_there_are_not_made_again(bench_decode, videos, monkeypatch):
+def test_videos_that_are_there_are_not_made_again(videos, monkeypatch):
     monkeypatch.setattr(bench_decode, "_encode", None)
     assert bench_decode.make_videos(videos["hmdb"][0].parent, "hmdb", 1) == videos["hmdb"]
 
 
-def test_tables_and_lines_of_json_tell_the_same(bench, videos, tmp_path, capsys):
+def test_tables_and_lines_of_json_tell_the_same(videos, tmp_path, capsys):
     folder, out = str(videos["hmdb"][0].parent), tmp_path / "out.jsonl"
     common = ["--folder", folder, "--videos", "1", "--formats", "hmdb", "--out", str(out)]
     bench.main(["decode", "--clips", "3", "--samplings", "4x4", *common])
@@ -75,7 +71,7 @@ def test_tables_and_lines_of_json_tell_the_same(bench, videos, tmp_path, capsys)
 TINY = ["TIMESFORMER.EMBED_DIM", "24", "TIMESFORMER.NUM_HEADS", "2", "TIMESFORMER.DEPTH", "2"]
 
 
-def test_a_step_is_measured_in_every_way_and_the_table_tells_what_is_kept(bench, tmp_path, capsys):
+def test_a_step_is_measured_in_every_way_and_the_table_tells_what_is_kept(tmp_path, capsys):
     recipe, out = TOOLS.parent / "configs" / "MotionShapes" / "X3D_XS.yaml", tmp_path / "out.jsonl"
     command = ["step", "--cfg", str(recipe), "--batch", "2", "--repeats", "2", "--device", "cpu"]
     options = ["MODEL.NAME", "timesformer", "DATA.TRAIN_CROP_SIZE", "32", *TINY]
@@ -86,13 +82,14 @@ def test_a_step_is_measured_in_every_way_and_the_table_tells_what_is_kept(bench,
         assert ("anomaly mode" in way["details"]) == name.startswith("plain")
         assert way["peak_bytes"] > 0
         for step in way["steps"]:
+            assert step["cpu"] > 0
             assert 0 < step["forward"] + step["backward"] + step["optimizer"] < step["total"]
             assert (step["prompt"] > 0) == ("prompt" in name)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| X3D_XS")]
     assert [row.split(" | ")[2].split(" (")[0] for row in rows] == list(result["ways"])
 
 
-def test_attention_written_out_is_the_attention_of_torch(bench_step):
+def test_attention_written_out_is_the_attention_of_torch():
     parts = torch.randn(3, 2, 4, 5, 6, dtype=torch.float64)
     wanted = torch.nn.functional.scaled_dot_product_attention(*parts)
     torch.testing.assert_close(bench_step.written_out_attention(*parts), wanted)

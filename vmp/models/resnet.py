@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from pytorchvideo.models.resnet import ResBlock, create_resnet
 from torch import nn
 
 from vmp.models.backbone import (
@@ -15,6 +14,7 @@ from vmp.models.backbone import (
     head_side,
     plain_strides,
 )
+from vmp.models.stem import quicken_stems
 
 DEPTHS = (50, 101, 152)
 
@@ -116,6 +116,10 @@ def _resnet(
     pool_stride = 2 if temporal_pool else 1
     check_at_least("DATA.NUM_FRAMES", num_frames, pool_stride, "what the temporal pool needs")
     side = head_side(crop_size)
+
+    # takes a second: torch's compiler and torchvision come with it
+    from pytorchvideo.models.resnet import ResBlock, create_resnet
+
     net = create_resnet(
         model_depth=depth,
         stem_dim_out=width,
@@ -126,4 +130,4 @@ def _resnet(
         head_output_with_global_average=False,  # that would average logits; Backbone does it right
         **arguments,
     )
-    return Backbone(plain_strides(net), blocks=(ResBlock,))
+    return Backbone(quicken_stems(plain_strides(net)), blocks=(ResBlock,))

@@ -1,8 +1,5 @@
 """SlowFast (Feichtenhofer et al., arXiv:1812.03982) on pytorchvideo's blocks."""
 
-from pytorchvideo.models.resnet import ResBlock
-from pytorchvideo.models.slowfast import create_slowfast
-
 from vmp.models.backbone import (
     BACKBONES,
     FRAME,
@@ -14,6 +11,7 @@ from vmp.models.backbone import (
     head_side,
     plain_strides,
 )
+from vmp.models.stem import quicken_stems
 
 # Blocks of the stage res4, by depth.
 RES4_BLOCKS = {18: 1, 50: 6, 101: 23, 152: 36}
@@ -74,6 +72,11 @@ def slowfast(
     temporal = res4_temporal_blocks or blocks
     res4 = (THREE,) * temporal + (FRAME,) * (blocks - temporal)
     side = head_side(crop_size)
+
+    # takes a second: torch's compiler and torchvision come with it
+    from pytorchvideo.models.resnet import ResBlock
+    from pytorchvideo.models.slowfast import create_slowfast
+
     net = create_slowfast(
         stage_conv_a_kernel_sizes=((FRAME, FRAME, res4, THREE), (THREE, THREE, res4, THREE)),
         slowfast_channel_reduction_ratio=(beta_inv,),
@@ -88,4 +91,4 @@ def slowfast(
         head_activation=None,
         head_output_with_global_average=False,  # that would average logits; Backbone does it right
     )
-    return Backbone(plain_strides(net), strides=(alpha, 1), blocks=(ResBlock,))
+    return Backbone(quicken_stems(plain_strides(net)), strides=(alpha, 1), blocks=(ResBlock,))

@@ -3,8 +3,6 @@
 import operator
 from typing import Any
 
-from pytorchvideo.models.resnet import ResBlock
-from pytorchvideo.models.x3d import create_x3d
 from torch import nn
 
 from vmp.models.backbone import BACKBONES, Backbone, check_at_least, head_side
@@ -52,6 +50,11 @@ def x3d(
         if factor <= 0:
             raise ValueError(f"X3D.{name}_FACTOR is {factor}; it must be above 0")
     side = head_side(crop_size)
+
+    # takes a second: torch's compiler and torchvision come with it
+    from pytorchvideo.models.resnet import ResBlock
+    from pytorchvideo.models.x3d import create_x3d
+
     net = create_x3d(
         input_clip_length=num_frames,
         input_crop_size=crop_size,
