@@ -336,7 +336,7 @@ def cpu_peak(work: Callable[[], object]) -> int:
     kineto: Any = profiler.profiler
     events = [e for e in kineto.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
-    return int(max(itertools.accumulate(event.nbytes() for event in events)))
+    return int(max(itertools.accumulate(event.nbytes() for event in events), default=0))
 
 
 # --------------------------------------------------------------------------- tables

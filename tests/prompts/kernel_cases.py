@@ -44,6 +44,7 @@ CASES = {
     "cropped": Case((2, 3, 4, 9, 11), layout="cropped"),
     "cropped floats": Case((2, 3, 4, 9, 11), torch.float32, layout="cropped"),
     "channels last": Case((2, 3, 4, 9, 11), layout="channels last"),
+    "a strided gradient": Case((2, 3, 4, 9, 11), layout="strided gradient"),
     "frobenius": Case((2, 3, 4, 9, 11), reduction="frobenius"),
     "luma of the release": Case((2, 3, 4, 9, 11), luma="bgr"),
     "out in bfloat16": Case((2, 3, 4, 9, 11), out=torch.bfloat16),
@@ -58,7 +59,8 @@ class Result(NamedTuple):
     grad_n: Tensor
 
 
-def make_clip(case: Case) -> Tensor:
+def make_clip(case: Case, device: str = "cpu") -> Tensor:
+    """Return the clip; it gets its layout on the device, since a copy would be contiguous."""
     torch.manual_seed(7)
     batch, channels, frames, height, width = case.shape
     size = list(case.shape)
@@ -66,13 +68,14 @@ def make_clip(case: Case) -> Tensor:
         size[2] = 4 * frames - 3
     if case.layout == "cropped":
         size[3:] = [height + 5, width + 3]
-    clip = torch.randint(0, 256, size, dtype=torch.uint8)
+    clip = torch.randint(0, 256, size, dtype=torch.uint8).to(device)
     if case.layout == "flashing":
-        clip = torch.arange(frames).remainder(2).mul(255).byte().view(1, 1, -1, 1, 1).expand(size)
+        flashes = torch.arange(frames, device=device).remainder(2).mul(255).byte()
+        clip = flashes.view(1, 1, -1, 1, 1).expand(size)
     if case.layout == "still":
         clip = clip[:, :, :1].expand(size)
     if case.dtype != torch.uint8:
-        mean, std = (torch.tensor(each).view(3, 1, 1, 1) for each in (MEAN, STD))
+        mean, std = (torch.tensor(each, device=device).view(3, 1, 1, 1) for each in (MEAN, STD))
         clip = ((clip / 255 - mean) / std).to(case.dtype)
     return {
         "strided": clip[:, :, ::4],
@@ -81,11 +84,14 @@ def make_clip(case: Case) -> Tensor:
     }.get(case.layout, clip)
 
 
-def make_grad(case: Case) -> Tensor:
+def make_grad(case: Case, device: str = "cpu") -> Tensor:
     torch.manual_seed(8)
-    batch, _, frames, *size = case.shape
-    grad = torch.randn(batch, 3, frames - 1, *size).to(case.out)
-    return grad.to(memory_format=torch.channels_last_3d) if case.layout == "channels last" else grad
+    batch, _, frames, height, width = case.shape
+    extra = 3 if case.layout == "strided gradient" else 0
+    grad = torch.randn(batch, 3, frames - 1, height, width + extra).to(device, case.out)
+    if case.layout == "channels last":
+        return grad.to(memory_format=torch.channels_last_3d)
+    return grad[..., extra:]
 
 
 def make_layer(case: Case, kernel: str) -> MotionPrompt:
@@ -94,10 +100,10 @@ def make_layer(case: Case, kernel: str) -> MotionPrompt:
 
 
 def run(case: Case, kernel: str, device: str = "cpu") -> Result:
-    layer, clip = make_layer(case, kernel).to(device), make_clip(case).to(device)
+    layer, clip = make_layer(case, kernel).to(device), make_clip(case, device)
     with torch.autocast(device, case.out, enabled=case.out != torch.float32):
         prompts, variation = layer(clip)
-    grads = [make_grad(case).to(device), torch.tensor(GRAD_VARIATION, device=device)]
+    grads = [make_grad(case, device), torch.tensor(GRAD_VARIATION, device=device)]
     torch.autograd.backward([prompts, variation], grads)
     power_norm = layer.power_norm
     results = (prompts.detach(), variation.detach(), power_norm.m.grad, power_norm.n.grad)

@@ -164,8 +164,28 @@ def a_clip(device="cpu", dtype=torch.uint8, requires_grad=False):
 )
 def test_auto_picks_what_can_do_it(clip, is_sigmoid, picked, monkeypatch):
     monkeypatch.setattr(fused, "HAS_TRITON", True)
+    monkeypatch.setattr(fused, "_triton_lacks", lambda device: "")
     assert fused.pick_kernel("auto", clip, is_sigmoid=is_sigmoid) == picked
     assert fused.pick_kernel("eager", clip, is_sigmoid=is_sigmoid) == "eager"
+
+
+@pytest.mark.parametrize(
+    ("capability", "programs", "lacks"),
+    [
+        ((9, 0), ["gcc"], ""),
+        ((9, 0), ["clang"], ""),
+        ((9, 0), [], "there is no C compiler for Triton (install gcc or set CC)"),
+        ((7, 0), ["gcc"], "Triton takes newer GPUs"),
+    ],
+)
+def test_what_triton_needs_to_compile_is_looked_for(capability, programs, lacks, monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr("shutil.which", lambda name: name if name in programs else None)
+    device = torch.device("cuda", 7)
+    fused._triton_lacks.cache_clear()
+    assert fused._triton_lacks(device) == lacks
+    fused._triton_lacks.cache_clear()
 
 
 def test_without_triton_a_gpu_has_plain_operations(monkeypatch):

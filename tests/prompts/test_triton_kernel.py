@@ -154,9 +154,11 @@ class TestOnAGPU:
 
     def test_it_makes_nothing_wait(self):
         layer = make_layer(CASES["bytes"], "auto").cuda()
-        clip, grad = make_clip(CASES["bytes"]).cuda(), make_grad(CASES["bytes"]).cuda()
-        for _ in range(2):  # the first compiles
-            prompts, variation = layer(clip)
-            torch.autograd.backward([prompts, variation], [grad, torch.ones_like(variation)])
-            torch.cuda.set_sync_debug_mode("error")
-        torch.cuda.set_sync_debug_mode("default")
+        clip, grad = (make(CASES["bytes"], "cuda") for make in (make_clip, make_grad))
+        try:
+            for _ in range(2):  # the first compiles
+                prompts, variation = layer(clip)
+                torch.autograd.backward([prompts, variation], [grad, torch.ones_like(variation)])
+                torch.cuda.set_sync_debug_mode("error")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

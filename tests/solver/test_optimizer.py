@@ -182,6 +182,25 @@ def test_fused_or_not_updates_clip_and_skip_what_overflows_alike_the_first_one_t
     torch.testing.assert_close(*ends)
 
 
+def test_a_run_that_has_not_begun_its_momentum_is_gone_on_from(monkeypatch):
+    net = nn.Linear(4, 3)
+    weight, clip = net.weight.detach().clone(), torch.randn(5, 4)
+    fresh = optimizer_of(net, "sgd", fused=False, monkeypatch=monkeypatch).state_dict()
+    optimizer = optimizer_of(net, "sgd", fused=True, monkeypatch=monkeypatch)
+    optimizer.load_state_dict(fresh)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    update(net, optimizer, scaler, clip, 1e38)  # overflows
+    assert all(not each["momentum_buffer"].any() for each in optimizer.state.values())
+    assert torch.equal(net.weight, weight)
+
+
+def test_the_state_of_another_optimizer_is_refused():
+    two = build_optimizer(get_cfg(), nn.Linear(4, 3))
+    state = build_optimizer(get_cfg(), Net()).state_dict()
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        two.load_state_dict(state)
+
+
 @pytest.mark.parametrize("method", ["sgd", "adamw"])
 @pytest.mark.parametrize("fused", [True, False])
 def test_the_state_of_another_device_goes_on_in_the_way_of_this_one(method, fused, monkeypatch):

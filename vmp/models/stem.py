@@ -43,6 +43,7 @@ def _is_stem(conv: nn.Conv3d) -> bool:
     frames = conv.kernel_size[0]
     return (
         (conv.in_channels, conv.groups, conv.bias) == (3, 1, None)
+        and conv.padding_mode == "zeros"
         and frames % 2 == 1
         and conv.kernel_size == (frames, SIDE, SIDE)
         and conv.stride == (1, STRIDE, STRIDE)

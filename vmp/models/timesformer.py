@@ -90,17 +90,19 @@ class DropPath(nn.Module):
     def draw(self, like: Tensor, *sizes: int) -> Tensor | None:
         """Return (*sizes) of 0 (dropped) and 1 / (1 - rate) (stays); None where all stay.
 
-        The type and the device are those of `like`.
+        On the device of `like`, and float32 where that is a shorter type: 1 / (1 - rate) rounded to
+        bfloat16 would change the mean.
         """
         if not self.training or self.rate == 0:
             return None
         keep = 1 - self.rate
-        return like.new_empty(sizes).bernoulli_(keep).div_(keep)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        return like.new_empty(sizes, dtype=dtype).bernoulli_(keep).div_(keep)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return `rows` (any, ...) with some set to 0."""
         factors = self.draw(rows, rows.shape[0], *[1] * (rows.ndim - 1))
-        return rows if factors is None else rows * factors
+        return rows if factors is None else (rows * factors).to(rows.dtype)
 
 
 class Attention(nn.Module):

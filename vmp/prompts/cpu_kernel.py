@@ -1,8 +1,8 @@
 """The motion prompt on a CPU: Eq. 1 to 6 and their gradients, a block of the clip at a time.
 
-A block's intermediates stay in the cache and their buffers serve the next block, so that the only
-new memory is the output's. The first write to a page of new memory takes several times as long as
-the next: see the two copies of `tools/bench.py prompt`.
+A block's intermediates stay in the cache and their buffers serve the next block, so that of several
+blocks there is little new memory but the output's. The first write to a page of new memory takes
+several times as long as the next: see the two copies of `tools/bench.py prompt`.
 """
 
 from collections.abc import Iterator

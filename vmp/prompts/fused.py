@@ -7,6 +7,7 @@ b. To torch.compile it is one opaque step, on a GPU it makes nothing wait.
 import functools
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
 from types import ModuleType
@@ -22,6 +23,7 @@ KERNELS = ("auto", "eager", "cpu", "triton")
 # What the fused kernels take; they compute in float32.
 DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
 HAS_TRITON = find_spec("triton") is not None
+TRITON_CAPABILITY = (8, 0)  # the oldest that the kernel is compiled for in the tests
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,19 @@ def _obstacle(kernel: str, clip: Tensor, is_sigmoid: bool) -> str:
         return f"the clip is on the device {device}"
     if kernel == "triton" and not HAS_TRITON:
         return "triton is not installed"
+    if kernel == "triton" and not interpreted:
+        return _triton_lacks(clip.device)
+    return ""
+
+
+@functools.cache
+def _triton_lacks(device: torch.device) -> str:
+    """Return what Triton lacks to compile a kernel for a GPU, "" if nothing."""
+    if torch.cuda.get_device_capability(device) < TRITON_CAPABILITY:
+        return "Triton takes newer GPUs"
+    # it makes the launcher of a kernel when that is first used
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "there is no C compiler for Triton (install gcc or set CC)"
     return ""
 
 

@@ -150,15 +150,25 @@ def _sgd(
         )
     optimizer = SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
     if fused and momentum:
-        # begun here, as it is anyway: a first update that overflows would leave any memory there
-        for parameter in (each for group in groups for each in group["params"]):
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        _begin_momentum(optimizer)
+        # a checkpoint may be of a run that has not begun it yet
+        optimizer.register_load_state_dict_post_hook(_begin_momentum)
     return optimizer
+
+
+def _begin_momentum(optimizer: Optimizer) -> None:
+    """Begin with zeros, as it does anyway: a first update that overflows would leave any memory."""
+    for parameter in (each for group in optimizer.param_groups for each in group["params"]):
+        state = optimizer.state[parameter]
+        if state.get("momentum_buffer") is None:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _stay_as_built(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """Have a checkpoint of another device change nothing in how this one computes."""
-    pairs = zip(state["param_groups"], optimizer.param_groups, strict=False)
+    if len(state["param_groups"]) != len(optimizer.param_groups):
+        return state  # torch refuses it
+    pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
     return state | {"param_groups": [group | {"fused": own["fused"]} for group, own in pairs]}
 
 
