@@ -14,7 +14,7 @@ FILES = sorted(CONFIGS.rglob("*.yaml"))
 RECIPES = [path for path in FILES if path.parent.name != "base"]
 TWINS = [path for path in RECIPES if "_VMP" in path.stem]
 # How many there are: raise it with each file you add, so that none can hide from these tests.
-COUNTS = {"base": 24, "UTInteraction": 12, "MotionShapes": 14}
+COUNTS = {"base": 24, "UTInteraction": 20, "MotionShapes": 16}
 COUNTS |= {"HMDB51": 14, "FineGym": 14, "MPIICooking2": 14}  # the rows of the paper's Table 1
 # A file of base/ does not choose a data set; a list of videos goes with any number of classes.
 ANY_CLASSES = ["TRAIN.DATASET", "csv"]

@@ -6,11 +6,11 @@ python tools/reproduce.py table1 --submit --slurm "--gpus-per-node 1 --time 24:0
 python tools/reproduce.py table1 --collect                # the table, on the screen and in --out
 python tools/reproduce.py compare RUN_A RUN_B             # paired bootstrap of two finished runs
 
-`lambda`, `sensitivity` and `power-norms` are used like `table1`; the lambda that comes out is to be
-put into the recipe. Every command can be repeated: a run that is finished is not done again, one
-that was stopped goes on. A table holds what was run with these recipes and KEY VALUE pairs, nothing
-else. Data sets lie in --data as datasets/<name>/prepare.py writes them (hmdb51, finegym,
-mpii_cooking2), weights in --weights under the names they are published with.
+`lambda`, `sensitivity`, `power-norms` and `ablations` are used like `table1`; the lambda that comes
+out is to be put into the recipe. Every command can be repeated: a run that is finished is not done
+again, one that was stopped goes on. A table holds what was run with these recipes and KEY VALUE
+pairs, nothing else. Data sets lie in --data as datasets/<name>/prepare.py writes them (hmdb51,
+finegym, mpii_cooking2), weights in --weights under the names they are published with.
 """
 
 import argparse
@@ -34,6 +34,7 @@ STUDIES = {
     "lambda": "the weight of the penalty, chosen on a held-out part of the training split",
     "sensitivity": "alpha, beta and gamma, one at a time (the grid is ours)",
     "power-norms": "the paper's power normalisation and four others, learned and fixed",
+    "ablations": "no attention, fixed or frozen parts, other starts, rates and sums: ours",
 }
 
 

@@ -157,7 +157,7 @@ SENSITIVITY = {
 POWER_NORMS = ("sigmoid", "gamma", "maxexp", "sigme", "asinhe")
 
 
-def study_settings(study: str, dataset: str) -> list[Setting]:
+def study_settings(study: str, dataset: str, recipe: str) -> list[Setting]:
     """Return what a study changes in a prompted recipe of a data set."""
     if study == "lambda":
         return [Setting(f"lambda-{each:g}", ("PROMPT.PENALTY", f"{each}")) for each in PENALTIES]
@@ -165,6 +165,8 @@ def study_settings(study: str, dataset: str) -> list[Setting]:
         return [Setting(), *_constants()]
     if study == "power-norms":
         return [*_power_norms(*DATA_SETS[dataset].learned)]
+    if study == "ablations":
+        return [Setting(), _fixed(*DATA_SETS[dataset].learned), *_ablations(recipe)]
     return [Setting()]
 
 
@@ -180,12 +182,33 @@ def _power_norms(m: float, n: float) -> Iterator[Setting]:
         section = f"PROMPT.{name.upper()}"
         chosen = ("PROMPT.POWER_NORM", name)
         if name == "sigmoid":
-            fixed = (f"{section}.M", f"{m}", f"{section}.N", f"{n}")
             yield Setting()
-            yield Setting("sigmoid-fixed", (f"{section}.LEARNABLE", "False", *fixed))
+            yield _fixed(m, n)
         else:
             yield Setting(f"{name}-learned", (*chosen, f"{section}.LEARNABLE", "True"))
             yield Setting(f"{name}-fixed", (*chosen, f"{section}.LEARNABLE", "False"))
+
+
+def _fixed(m: float, n: float) -> Setting:
+    section = "PROMPT.SIGMOID"
+    fixed = (f"{section}.LEARNABLE", "False", f"{section}.M", f"{m}", f"{section}.N", f"{n}")
+    return Setting("sigmoid-fixed", fixed)
+
+
+def _ablations(recipe: str) -> Iterator[Setting]:
+    """Yield what the paper lacks, beside the recipe and fixed a and b; values are ours."""
+    yield Setting("identity", ("PROMPT.POWER_NORM", "identity"))
+    # f(0) is 0.994 then
+    yield Setting("start-open", ("PROMPT.SIGMOID.M", "1.0", "PROMPT.SIGMOID.N", "-1.0"))
+    yield Setting("prompt-frozen", ("PROMPT.LR_MULT", "0.0"))
+    # all of a network's blocks are what comes after its stem
+    blocks = "12" if recipe.startswith("TimeSformer") else "4"
+    parts = ("TRAIN.PARTS", "['prompt', 'last_blocks']", "TRAIN.LAST_BLOCKS", blocks)
+    yield Setting("stem-frozen", parts)
+    for value in (0.1, 10.0):
+        yield Setting(f"lr-{value:g}", ("PROMPT.LR_MULT", f"{value}"))
+    yield Setting("decay-0.0001", ("PROMPT.WEIGHT_DECAY", "0.0001"))  # the release's [C]
+    yield Setting("frobenius", ("PROMPT.REDUCTION", "frobenius"))  # with the recipe's lambda
 
 
 def list_cells(
@@ -199,8 +222,8 @@ def list_cells(
     """Return the runs of a study, in the order of Table 1.
 
     Args:
-        study: "table1", "lambda", "sensitivity" or "power-norms"; all but the first are of the
-            prompted recipes.
+        study: "table1", "lambda", "sensitivity", "power-norms" or "ablations"; all but the first
+            are of the prompted recipes.
         datasets: folders in configs/; () for all.
         rows: names of recipes, which may have *, ? and [] as in a shell; () for all.
         splits: names; () for all.
@@ -220,7 +243,7 @@ def list_cells(
         Cell(dataset, recipe, split, seed, setting, held_out=study == "lambda")
         for dataset in known
         for recipe in recipes
-        for setting in study_settings(study, dataset)
+        for setting in study_settings(study, dataset, recipe)
         for split in known[dataset]
         if split in splits or not splits
         for seed in seeds

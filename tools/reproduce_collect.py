@@ -229,6 +229,7 @@ def _trial(
         pathway: {
             name: sum(result.prompts[pathway][name] for result in done) / len(done)
             for name in values
+            if all(name in result.prompts[pathway] for result in done)
         }
         for pathway, values in (done[0].prompts.items() if done else ())
     }

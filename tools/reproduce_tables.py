@@ -140,7 +140,7 @@ def short_commit(commit: str) -> str:
 
 def learned(prompts: Mapping[str, Mapping[str, float]]) -> str:
     """Return what prompts have learned, in short."""
-    shown = {"a": ".2f", "b": ".3f", "value": ".3g", "f0": ".3f"}
+    shown = {"a": ".2f", "b": ".3f", "value": ".3g", "f0": ".3f", "dimmed": ".1%"}
     parts = [
         ", ".join(f"{name} {values[name]:{form}}" for name, form in shown.items() if name in values)
         for values in prompts.values()

@@ -475,6 +475,7 @@ def test_one_two_and_three_ranks_write_the_same_bytes(cfg_of, model):
         assert json.loads(other[0]) == json.loads(files[0][0])  # whose message says where
         assert other == files[0]
     assert b'"evaluated_views": 135' in files[0][0]
+    assert b'"dimmed": 0.' in files[0][0]
 
 
 @pytest.mark.dist

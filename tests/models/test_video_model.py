@@ -198,6 +198,21 @@ def test_a_baseline_and_its_prompted_twin_start_from_the_same_backbone():
     assert twin["prompts.0.power_norm.m"] != twin["prompts.1.power_norm.m"]
 
 
+@pytest.mark.parametrize("name", ["x3d", "timesformer"])
+def test_with_the_identity_for_a_prompt_a_model_is_its_baseline_one_frame_later(name):
+    cfg = small_cfg(name)
+    torch.manual_seed(3)
+    baseline = build_model(cfg).eval()
+    cfg.PROMPT.ENABLE, cfg.PROMPT.POWER_NORM = True, "identity"
+    torch.manual_seed(3)
+    model = build_model(cfg).eval()
+    assert model.state_dict().keys() == baseline.state_dict().keys()
+    clip = torch.randint(256, (2, 3, 9, 32, 32), dtype=torch.uint8)
+    logits, variation = model(clip)
+    assert torch.equal(logits, baseline(clip[:, :, 1:]).logits)
+    assert variation == 0
+
+
 def test_build_model_reads_the_prompt_s_section():
     cfg = small_cfg("timesformer")
     cfg.PROMPT.ENABLE, cfg.PROMPT.POWER_NORM, cfg.PROMPT.LUMA = True, "maxexp", "bgr"

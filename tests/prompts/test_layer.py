@@ -5,7 +5,8 @@ import torch
 
 from vmp.prompts import POWER_NORMS, MotionPrompt
 from vmp.prompts.functional import normalize
-from vmp.prompts.power_norm import PowerNorm, sigmoid
+from vmp.prompts.fused import KERNELS
+from vmp.prompts.power_norm import PowerNorm, identity, sigmoid
 
 MEAN, STD = (0.45,) * 3, (0.225,) * 3
 
@@ -63,6 +64,26 @@ def test_full_attention_gives_the_frames_back():
 class One(PowerNorm):
     def forward(self, differences):
         return torch.ones_like(differences)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_prompts_of_the_identity_are_the_frames_to_the_bit(kernel, dtype, autocast):
+    clip = bytes_clip(2, 3, 5, 7, 9)
+    if dtype != torch.uint8:
+        clip = normalize(clip, MEAN, STD).to(dtype)
+    one, plain = (
+        MotionPrompt(norm, kernel=how) for norm, how in ((identity(), kernel), (One(), "eager"))
+    )
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        prompts, variation = one(clip)
+        wanted, still = plain(clip)
+    assert prompts.dtype == wanted.dtype
+    assert torch.equal(prompts, wanted)
+    assert torch.equal(prompts, normalize(clip, MEAN, STD)[:, :, 1:].to(prompts.dtype))
+    assert (variation, variation.dtype) == (0, still.dtype)
+    assert (one.attention(clip) == 1).all()
 
 
 @pytest.mark.parametrize("reduction", ["mean", "frobenius"])

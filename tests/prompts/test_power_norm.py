@@ -8,14 +8,15 @@ from vmp.config import get_cfg
 from vmp.prompts import POWER_NORMS
 
 NAMES = [name for name, _ in POWER_NORMS]
+LEARNABLE = [name for name in NAMES if name != "identity"]
 
 
 def make(name, **kwargs):
     return POWER_NORMS.get(name)(**kwargs)
 
 
-def test_the_paper_and_its_four_rivals_are_registered():
-    assert sorted(NAMES) == ["asinhe", "gamma", "maxexp", "sigme", "sigmoid"]
+def test_the_paper_its_four_rivals_and_its_ablation_are_registered():
+    assert sorted(NAMES) == ["asinhe", "gamma", "identity", "maxexp", "sigme", "sigmoid"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -28,14 +29,14 @@ def test_attention_is_bounded_and_grows_with_the_difference(name):
     assert attention[-1] > 0.9
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LEARNABLE)
 @pytest.mark.parametrize("learnable", [True, False])
 def test_fixed_or_learned_as_asked(name, learnable):
     parameters = list(make(name, learnable=learnable).parameters())
     assert bool(parameters) is learnable
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LEARNABLE)
 def test_state_dict_carries_the_parameter_whether_learned_or_not(name):
     learned, fixed = make(name, learnable=True), make(name, learnable=False)
     fixed.load_state_dict(learned.state_dict())
@@ -44,7 +45,7 @@ def test_state_dict_carries_the_parameter_whether_learned_or_not(name):
         assert torch.equal(learned(differences), fixed(differences))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LEARNABLE)
 def test_gradients_are_those_of_finite_differences(name):
     start = {"m": 0.7, "n": 0.2} if name == "sigmoid" else {}
     power_norm = make(name, learnable=True, **start).double()
@@ -58,7 +59,7 @@ def test_gradients_are_those_of_finite_differences(name):
     assert torch.autograd.gradcheck(f, tuple(power_norm.parameters()))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LEARNABLE)
 def test_gradients_are_finite_at_the_ends_and_at_zero(name):
     power_norm = make(name, learnable=True)
     differences = torch.tensor([-1.0, -0.0, 0.0, 1e-30, 1e-8, 1.0], requires_grad=True)
@@ -115,6 +116,22 @@ def test_a_learned_parameter_keeps_to_its_range(name):
     assert power_norm.lowest <= low < high
     if name == "gamma":
         assert high <= 1
+
+
+def test_the_identity_is_one_everywhere_and_learns_nothing():
+    power_norm = make("identity")
+    assert (power_norm(torch.linspace(-1, 1, 201)) == 1).all()
+    assert power_norm.describe() == {"f0": 1.0}
+    assert not list(power_norm.parameters())
+    assert not power_norm.state_dict()
+
+
+def test_the_start_that_the_config_names_as_near_the_identity_is():
+    # Eq. 2 and 3 for m = 1, n = -1, D = 0
+    a, b = 5 / (0.45 * np.tanh(1.0) + 0.1), 0.6 * np.tanh(-1.0)
+    still = 1 / (1 + np.exp(a * b))
+    assert still == pytest.approx(0.994, abs=5e-4)
+    assert float(make("sigmoid", m=1.0, n=-1.0).describe()["f0"]) == pytest.approx(still, rel=1e-6)
 
 
 def test_sigmoid_describes_what_it_learned():

@@ -19,6 +19,7 @@ import reproduce_heldout as heldout
 import reproduce_run
 import reproduce_state as state
 import reproduce_tables as tables
+import torch
 import yaml
 
 from tests.conftest import ROOT, load_module
@@ -30,11 +31,13 @@ from vmp.config import load_cfg
 from vmp.data import DATASETS, VideoRecord
 from vmp.engine.provenance import deciding_config, hash_config
 from vmp.metrics.student import student_t
+from vmp.models import build_model
+from vmp.models.freeze import build_freezing
 from vmp.utils import signals
 
 COLUMNS, TABLE = cells.read_paper()
 MARK = re.compile(r"\[(P|C|Z|ours)\]")
-STUDIES = ("table1", "lambda", "sensitivity", "power-norms")
+STUDIES = ("table1", "lambda", "sensitivity", "power-norms", "ablations")
 X3D = ("X3D_M", "X3D_M_VMP")
 
 
@@ -99,7 +102,8 @@ def test_table_1_is_70_runs_a_seed_each_in_a_folder_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ("study", "settings"), [("lambda", 9), ("sensitivity", 13), ("power-norms", 10)]
+    ("study", "settings"),
+    [("lambda", 9), ("sensitivity", 13), ("power-norms", 10), ("ablations", 10)],
 )
 def test_a_study_is_its_settings_of_every_prompted_row(study, settings):
     found = cells.list_cells(study)
@@ -118,9 +122,37 @@ def test_only_lambda_is_chosen_on_what_is_held_out():
 def test_the_recipe_itself_is_one_run_in_all_studies():
     as_it_is = [
         {cell for cell in cells.list_cells(study) if cell.setting == cells.Setting()}
-        for study in ("sensitivity", "power-norms")
+        for study in ("sensitivity", "power-norms", "ablations")
     ]
-    assert as_it_is[0] == as_it_is[1] <= set(cells.list_cells("table1"))
+    assert as_it_is[0] == as_it_is[1] == as_it_is[2] <= set(cells.list_cells("table1"))
+
+
+def test_fixed_a_and_b_are_one_run_in_both_studies_that_have_them():
+    fixed = [
+        {cell for cell in cells.list_cells(study) if cell.setting.name == "sigmoid-fixed"}
+        for study in ("power-norms", "ablations")
+    ]
+    assert fixed[0] == fixed[1]
+    assert len(fixed[0]) == 8 * 5
+
+
+# of pytorchvideo's networks the first layer, of TimeSformer what makes tokens of a clip
+STEMS = {True: r"blocks\.0\..*", False: r"(patch_embed\..*|cls_token|pos_embed|time_embed)"}
+
+
+@pytest.mark.parametrize("recipe", [row.recipe for row in TABLE if row.baseline])
+def test_with_the_stem_frozen_everything_else_is_trained(recipe, places):
+    found = cells.list_cells("ablations", rows=[recipe], splits=["gym99"])
+    (cell,) = (cell for cell in found if cell.setting.name == "stem-frozen")
+    cfg = cells.build_cell_config(cell, places, [])
+    with torch.device("meta"):
+        model = build_model(cfg)
+    build_freezing(cfg, model)
+    stem = re.compile(r"backbone\.net\." + STEMS[not recipe.startswith("TimeSformer")])
+    names = {name: value.requires_grad for name, value in model.named_parameters()}
+    assert {name for name, trained in names.items() if not trained} == set(
+        filter(stem.fullmatch, names)
+    )
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -516,6 +548,25 @@ def test_a_study_names_the_best_setting_of_a_split_and_leaves_the_others_empty(p
     assert "| lambda-0 | 70.5 ± 0.7 |" in printed
     assert "| lambda-10 |  |  |  |  |  |" in printed
     assert printed.count("**") == 2
+
+
+def test_a_study_tells_how_much_the_prompts_dim_where_all_seeds_have_it(places, tell):
+    found = cells.list_cells("ablations", datasets=["HMDB51"], rows=["X3D*"], seeds=[0, 1])
+    for cell in (cell for cell in found if cell.split == "1"):
+        dims = {"dimmed": 0.25 * (1 + cell.seed), "collapsed": False}
+        prompts = {
+            "identity": {"f0": 1.0, "dimmed": 0.0, "collapsed": True},
+            "sigmoid-fixed": {"a": 9.5, "f0": 0.5} | dims,
+            "start-open": {"f0": 0.5} | (dims if cell.seed else {}),
+        }.get(cell.setting.name)
+        if prompts:
+            make_run(cell, places, 70.0, prompts={"0": prompts})
+    words = ["--dataset", "HMDB51", "--rows", "X3D*", "--seeds", "0", "1"]
+    lines = tell("ablations", *words, "--collect").splitlines()
+    shown = {line.split(" | ")[3].strip("*"): line for line in lines if "70.0 ±" in line}
+    assert shown["identity"].endswith("| f0 1.000, dimmed 0.0% |")
+    assert shown["sigmoid-fixed"].endswith("| a 9.50, f0 0.500, dimmed 37.5% |")
+    assert shown["start-open"].endswith("| f0 0.500 |")
 
 
 # ---------------------------------------------------------------- comparing two runs

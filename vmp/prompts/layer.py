@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vmp.prompts import functional as F
 from vmp.prompts.fused import KERNELS, motion_prompt, pick_kernel
-from vmp.prompts.power_norm import PowerNorm, sigmoid
+from vmp.prompts.power_norm import PowerNorm, identity, sigmoid
 
 
 class MotionPrompt(nn.Module):
@@ -25,7 +25,9 @@ class MotionPrompt(nn.Module):
         mean: per channel, of pixels in [0, 1]; the scale of a float clip and of the prompts.
         std: likewise.
         kernel: what computes it: "auto", "eager" for plain operations, or for the paper's sigmoid
-            and clips that need no gradient "cpu" or "triton".
+            and clips that need no gradient "cpu" or "triton". The identity needs none of them.
+            Second derivatives and torch.func take "eager", and so does a clip that is changed
+            between forward and backward.
 
     Raises:
         ValueError: an unknown luma, reduction or kernel.
@@ -85,6 +87,8 @@ class MotionPrompt(nn.Module):
         """
         _check_clip(clip)
         dtype = _output_dtype(clip)
+        if type(self.power_norm) is identity:
+            return self._frames(clip, dtype)
         kernel = pick_kernel(self.kernel, clip, is_sigmoid=type(self.power_norm) is sigmoid)
         if kernel == "eager":
             prompts, variation = self._eager(clip)
@@ -102,6 +106,12 @@ class MotionPrompt(nn.Module):
             values = F.normalize(clip, self.mean, self.std)
             prompts = F.motion_prompts(attention, values.to(attention.dtype))
             return prompts, F.attention_variation(attention, self.reduction)
+
+    def _frames(self, clip: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return what `_eager` does for an attention of 1, to the bit, without a step for it."""
+        values = F.normalize(clip[:, :, 1:], self.mean, self.std)
+        still = clip.new_zeros((), dtype=torch.promote_types(clip.dtype, torch.float32))
+        return values.to(dtype), still
 
     def extra_repr(self) -> str:
         """Return what the repr shows besides the power normalisation."""

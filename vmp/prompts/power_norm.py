@@ -3,6 +3,7 @@
 `sigmoid` is the paper's (Eq. 3). The other four are those it is compared with in Fig. 3 and
 Appendix E (Koniusz & Zhang, TPAMI 44(2)), on p = max(D, 0); the start values are those recovered
 from the authors' figures. Each can be fixed or learned; a learned parameter keeps to its range.
+`identity` does nothing: what a prompt gains over it, its attention gains.
 """
 
 import math
@@ -91,6 +92,22 @@ class sigmoid(PowerNorm):  # noqa: N801  (the name in the config)
         still = F.power_normalization(torch.zeros_like(a), a, b)
         names = {"m": self.m, "n": self.n, "a": a, "b": b, "f0": still}
         return {name: value.detach().squeeze(0) for name, value in names.items()}
+
+
+@POWER_NORMS.register()
+class identity(PowerNorm):  # noqa: N801
+    """f(D) = 1: the prompts are the frames after the first, and V is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()  # nn.Module's own takes any arguments, the section of the config none
+
+    def forward(self, differences: Tensor) -> Tensor:
+        """Return ones, same shape."""
+        return torch.ones_like(differences)
+
+    def describe(self) -> dict[str, Tensor]:
+        """Return f(0), a 0-d tensor, for logs."""
+        return {"f0": torch.ones(())}
 
 
 class _Unsigned(PowerNorm):
