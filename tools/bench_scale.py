@@ -6,6 +6,7 @@ frames and the crop. "ranks": two processes on this machine's CPU with a thread 
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -30,7 +31,7 @@ from tqdm import tqdm
 from vmp.config import load_cfg
 from vmp.data import VideoReader
 from vmp.data.build import build_test_view
-from vmp.data.clips import Batch, ClipDataset, collate
+from vmp.data.clips import Batch, ClipDataset, Sample, collate
 from vmp.data.records import VideoRecord
 from vmp.engine.build import build_learner
 from vmp.engine.launch import launch
@@ -310,13 +311,15 @@ def ranks_rows(result: dict[str, Any]) -> list[str]:
     seconds = result["seconds"]
     rounds = list(zip(*seconds.values(), strict=True))
     ways = [dict(zip(seconds, each, strict=True)) for each in rounds]
-    hidden = [(way[AFTER] - way[BOTH]) / (way[AFTER] - way[WITHOUT]) for way in ways]
+    # of what summing after backward takes; where no round tells that from noise, of nothing
+    told = all(way[AFTER] > way[WITHOUT] for way in ways)
+    hidden = [(way[AFTER] - way[BOTH]) / (way[AFTER] - way[WITHOUT]) for way in ways if told]
     cells = [
         *(spread([1000 * value for value in seconds[name]], "{:.0f}") for name in seconds),
         spread([100 * way[ALONE] / (2 * way[SPLIT]) for way in ways], "{:.0f}"),
         spread([100 * way[ALONE] / way[BOTH] for way in ways], "{:.0f}"),
         spread([100 * way[ALONE] / way[WITHOUT] for way in ways], "{:.0f}"),
-        spread([100 * share for share in hidden], "{:.0f}"),
+        spread([100 * share for share in hidden], "{:.0f}") if told else "",
     ]
     return [_row([result["cfg"], f"{result['gradient_bytes'] / 2**20:.0f}", *cells])]
 
@@ -325,7 +328,7 @@ def ranks_rows(result: dict[str, Any]) -> list[str]:
 def measure_views(path: str, opts: Sequence[str], repeats: int) -> dict[str, Any]:
     """Return, for each kind of videos, the seconds that 10 x 3 views of one take, by way.
 
-    Once end to end, in one process that decodes and then computes, and once decoded only.
+    One process decodes some views, puts them through the network, and goes on.
     """
     views = {"TEST.NUM_ENSEMBLE_VIEWS": CLIPS, "TEST.NUM_SPATIAL_CROPS": CROPS}
     cfg = load_cfg(path, [*opts, *_settings(views)])
@@ -352,46 +355,35 @@ def _time_views(
         seed=0,
         open_video=partial(VideoReader, index_dir=folder),
     )
-    ways = {
-        "together": lambda: _views(make, share=True),
-        "one by one": lambda: _views(make, share=False),
-    }
     seconds: dict[str, dict[str, list[float]]] = {
-        name: {"decoded": [], "evaluated": []} for name in ways
+        name: {"decoded": [], "evaluated": []} for name in ("together", "one by one")
     }
     for number in range(-1, repeats):
-        for name, samples in ways.items():
-            took = _time_decoding(samples), _time_evaluation(samples, model)
+        for name, kept in seconds.items():
+            decoded, evaluated = _evaluate(_views(make, share=name == "together"), model)
             if number >= 0:  # the first round warms up
-                for what, value in zip(("decoded", "evaluated"), took, strict=True):
-                    seconds[name][what].append(value)
+                kept["decoded"].append(decoded)
+                kept["evaluated"].append(evaluated)
     return seconds
 
 
-def _views(make: Callable[[], ClipDataset], *, share: bool) -> Iterator[Any]:
+def _views(make: Callable[[], ClipDataset], *, share: bool) -> Iterator[Sample]:
     """Yield the views of the video, from one data set, or each from a new one, which opens it."""
     shared = make()
     for view in range(len(shared)):
         yield (shared if share else make())[0, view]
 
 
-def _time_decoding(samples: Callable[[], Iterator[Any]]) -> float:
-    began = time.perf_counter()
-    for _ in samples():
-        pass
-    return time.perf_counter() - began
-
-
 @torch.inference_mode()
-def _time_evaluation(samples: Callable[[], Iterator[Any]], model: torch.nn.Module) -> float:
-    began = time.perf_counter()
-    waiting: list[Any] = []
-    for sample in samples():
-        waiting.append(sample)
-        if len(waiting) == AT_ONCE:
-            model(collate(waiting, ()).clip)
-            waiting.clear()
-    return time.perf_counter() - began
+def _evaluate(samples: Iterator[Sample], model: torch.nn.Module) -> tuple[float, float]:
+    """Return the seconds of decoding the views, and of that and putting them through the model."""
+    began, decoded = time.perf_counter(), 0.0
+    for _ in range(CLIPS * CROPS // AT_ONCE):
+        asked = time.perf_counter()
+        waiting = list(itertools.islice(samples, AT_ONCE))
+        decoded += time.perf_counter() - asked
+        model(collate(waiting, ()).clip)
+    return decoded, time.perf_counter() - began
 
 
 def views_rows(result: dict[str, Any]) -> list[str]:

@@ -140,7 +140,7 @@ def test_views_that_share_a_reader_are_the_same_and_open_the_video_once(few_view
         assert torch.equal(one.clip, other.clip)
 
 
-def test_every_view_goes_through_the_network(few_views, capsys, monkeypatch):
+def test_every_view_goes_through_the_network(few_views, tmp_path, capsys, monkeypatch):
     shapes = []
     build = bench_scale.build_model
 
@@ -150,6 +150,11 @@ def test_every_view_goes_through_the_network(few_views, capsys, monkeypatch):
         return model
 
     monkeypatch.setattr(bench_scale, "build_model", built)
-    run("views")
+    out = tmp_path / "out.jsonl"
+    run("views", "--out", str(out))
     assert shapes == [(6, 3, 8, 48, 48)] * 6  # two ways, three rounds, six views at once
+    (line,) = (json.loads(line) for line in out.read_text().splitlines())
+    for way in line["formats"]["hmdb"].values():
+        pairs = zip(way["decoded"], way["evaluated"], strict=True)
+        assert all(0 < decoded < evaluated for decoded, evaluated in pairs)
     assert capsys.readouterr().out.splitlines()[-2].startswith("| TimeSformer | hmdb | ")

@@ -163,7 +163,8 @@ _C.MODEL.NAME = "x3d"
 _C.MODEL.NUM_CLASSES = 400
 # Dropout before the last layer [Z].
 _C.MODEL.DROPOUT_RATE = 0.5
-# Memory layout channels_last_3d in training: faster for some models on some machines.
+# Memory layout channels_last_3d in training: on a CPU faster at 224 pixels, above all for X3D
+# (docs/benchmarks.md).
 _C.MODEL.CHANNELS_LAST = False
 # Keep only the inputs of each residual or ViT block for the backward pass and compute the rest once
 # more: less memory, more time, the same numbers.
