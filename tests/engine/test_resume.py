@@ -431,6 +431,37 @@ def test_signalled_in_a_test_one_rank_has_both_stop_soon(make_cfg):
     assert 0 < int(kept) < 20  # rank 0 alone would have come to 16
 
 
+def run_signalled_between_epochs(cfg):
+    """Run, and have rank 1 signalled when statistics are recomputed for the first time."""
+    signals.install(signals.DEFAULT)
+    recompute = training.recompute_statistics
+
+    def signalled(*args, **kwargs):
+        if training.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return recompute(*args, **kwargs)
+
+    training.recompute_statistics = signalled
+    engine.run(cfg)
+
+
+@pytest.mark.dist
+def test_norms_over_both_ranks_are_stopped_together_and_saved_as_they_were(make_cfg):
+    options = OPTIONS | {"NUM_PROCESSES": 2, "TEST__ENABLE": False, "BN__SYNC": True}
+    options |= {"BN__USE_PRECISE_STATS": True, "BN__NUM_BATCHES_PRECISE": 4}
+    options |= {"TRAIN__CHECKPOINT_STEPS": 0, "TRAIN__CHECKPOINT_KEEP": 0}
+    whole, parts = make_cfg("x3d", "whole", **options), make_cfg("x3d", "parts", **options)
+    launch(whole)
+    with pytest.raises(ProcessRaisedException, match="Interrupted: stopped by"):
+        engine.launch(run_signalled_between_epochs, parts, num_processes=2, timeout=20)
+    interrupted = final(parts)
+    assert (interrupted["step"], interrupted["closing"]) == (4, True)
+    batches = [v for n, v in interrupted["model"].items() if n.endswith("num_batches_tracked")]
+    assert {int(count) for count in batches} == {8}  # two micro-batches an update, none besides
+    launch(parts)
+    assert_same_state(final(whole), final(parts))
+
+
 def run_with_a_slow_disk(cfg):
     """Run, and have what is written to the disk be there some seconds later, or not at all."""
     seconds = float(Path(cfg.OUTPUT_DIR).with_suffix(".disk").read_text())

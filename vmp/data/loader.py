@@ -224,7 +224,7 @@ class ClipLoader:
         """
         self._keys.epoch = epoch
         self._keys.start = start
-        if self._loader._iterator is not None:
+        if self._loader._iterator is not None or not self._loader.num_workers:
             return iter(self._loader)
         with signals.ignored():  # the workers start here
             return iter(self._loader)

@@ -99,7 +99,7 @@ class Meeting:
         keys = [f"exchange/{self._count}/{rank}" for rank in range(self.world_size)]
         self._ask(lambda: self._store.set(keys[self.rank], text), seconds + GRACE)
         texts: list[str] = []
-        limit, marks = time.monotonic() + seconds, [0] * self.world_size
+        limit, marks = time.monotonic() + seconds, 0
         while not texts:
             over = time.monotonic() > limit
             look = functools.partial(self._look, keys, over, seconds, advice)
@@ -110,8 +110,8 @@ class Meeting:
 
     def _look(
         self, keys: list[str], over: bool, seconds: float, advice: str
-    ) -> tuple[list[str], list[int]]:
-        """Wait up to BEAT for all texts; return them, [] if not there yet, and the ranks' marks."""
+    ) -> tuple[list[str], int]:
+        """Wait up to BEAT for all texts; return them, [] if not there yet, and all ranks' marks."""
         limit, pause, closed = time.monotonic() + BEAT, 0.01, f"over/{self._count}"
         while self._store.check([closed]) or not self._store.check(keys):
             if trouble := self._trouble():
@@ -125,11 +125,11 @@ class Meeting:
                     f"{advice}"
                 )
             elif time.monotonic() > limit:
-                return [], [self._store.add(f"mark/{rank}", 0) for rank in range(self.world_size)]
+                return [], self._store.add("marks", 0)
             else:
                 time.sleep(pause)
                 pause = min(0.2, 1.5 * pause)
-        return [self._store.get(key).decode() for key in keys], []
+        return [self._store.get(key).decode() for key in keys], 0
 
     def get_on(self, reason: str = "") -> str:
         """Say that this rank gets on with long work of its own, and hear whether all should stop.
@@ -149,7 +149,7 @@ class Meeting:
         return told
 
     def _get_on(self, reason: str) -> str:
-        self._store.add(f"mark/{self.rank}", 1)
+        self._store.add("marks", 1)
         if reason:
             self._store.set("stop", reason)
         return self._store.get("stop").decode() if self._store.check(["stop"]) else ""

@@ -136,9 +136,16 @@ class CheckpointWriter:
         self._keep = keep
         self._thread: threading.Thread | None = None
 
-    def save(self, path: Path, state: Mapping[str, Any], *, best: bool = False) -> None:
-        """Copy `state` and begin to write it."""
-        began = time.perf_counter()
+    def save(
+        self,
+        path: Path,
+        state: Mapping[str, Any],
+        *,
+        best: bool = False,
+        began: float | None = None,
+    ) -> None:
+        """Copy `state` and begin to write it; `began` is when training began to wait, else now."""
+        began = time.perf_counter() if began is None else began
         self.wait()
         copied = snapshot(state)
         self.stalls.append(time.perf_counter() - began)

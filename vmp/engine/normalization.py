@@ -5,7 +5,7 @@ that can round to another one.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -18,7 +18,12 @@ from vmp.data.clips import Batch
 from vmp.engine.agreement import get_on
 from vmp.engine.stopping import stop_together
 from vmp.engine.transfer import ahead
+from vmp.models.sync_batchnorm import SyncBatchNorm
 from vmp.models.video_model import frozen_modules
+from vmp.utils.distributed import gather_objects
+from vmp.utils.signals import Interrupted
+
+SYNCHRONISED = (SyncBatchNorm, nn.SyncBatchNorm)
 
 
 @torch.no_grad()
@@ -68,21 +73,39 @@ def recompute_statistics(
     """
     training = model.training
     model.train()
-    if get_bn_modules(model):
+    modules = get_bn_modules(model)
+    if modules:
         reason = ""
+        # those that see the clips of all ranks have them go in step: one can't leave alone
+        together = any(isinstance(module, SYNCHRONISED) for module in modules)
 
         def clips() -> Iterator[Tensor]:
             nonlocal reason
             for batch in ahead(islice(batches, count), device):
-                if reason := get_on(stop()):
+                reason = _first(gather_objects(stop())) if together else get_on(stop())
+                if reason:
                     raise _Stopped
                 yield batch.clip
 
-        counters = [module.num_batches_tracked.clone() for module in get_bn_modules(model)]
-        with contextlib.suppress(_Stopped):
-            update_bn_stats(model, clips(), num_iters=count)
-        for module, counter in zip(get_bn_modules(model), counters, strict=True):
-            module.num_batches_tracked.copy_(counter)  # of training: this may be done twice
-        stop_together(reason, "while statistics were recomputed")
+        before = [
+            (module.momentum, [buffer.clone() for buffer in module.buffers(recurse=False)])
+            for module in modules
+        ]
+        try:
+            with contextlib.suppress(_Stopped):
+                update_bn_stats(model, clips(), num_iters=count)
+            stop_together(reason, "while statistics were recomputed")
+        except Interrupted:
+            for module, (momentum, buffers) in zip(modules, before, strict=True):
+                module.momentum = momentum
+                for buffer, value in zip(module.buffers(recurse=False), buffers, strict=True):
+                    buffer.copy_(value)
+            raise
+        for module, (_, buffers) in zip(modules, before, strict=True):
+            module.num_batches_tracked.copy_(buffers[-1])  # of training: this may be done twice
         average_buffers(model)
     model.train(training)
+
+
+def _first(reasons: Sequence[str]) -> str:
+    return next(filter(None, reasons), "")

@@ -1,6 +1,7 @@
 """When a training is saved and when it stops, alike on all ranks."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,9 @@ from vmp.engine.step import Learner
 from vmp.engine.stopping import Decisions
 from vmp.utils.distributed import any_rank, broadcast_object, is_main
 from vmp.utils.signals import Interrupted, stop_requested
+
+# Seconds for which the other ranks take rank 0, that writes a checkpoint, for one that gets on.
+WRITE_LIMIT = 1800.0
 
 
 class Plan(NamedTuple):
@@ -112,7 +116,11 @@ class Saver:
         path = checkpoint_path(plan.output_dir, learner.epoch, learner.update)
         state = collect_state(learner, plan.config, plan.records) | {"is_best": best}
         if is_main():
-            self.writer.save(path, state, best=best)
+            began = time.perf_counter()
+            self.writer.wait(get_on)
+            if self.writer.lost_best and not best:
+                state["best"] = self._best_before
+            self.writer.save(path, state, best=best, began=began)
 
     def beats_best(self, top1: float) -> bool:
         """Say whether a validation beats that of the best checkpoint; on all ranks.
@@ -134,10 +142,15 @@ class Saver:
             OSError: the newest checkpoint could not be written; on all ranks.
         """
         self._decisions.settle()
-        self.writer.wait(get_on)
-        failed = exchange(self.writer.failed)[0]
+        failed = self.wait()
         if failed:
             raise OSError(f"{failed}; make room, and the same command goes on")
+
+    def wait(self) -> str:
+        """Wait on all ranks until nothing is being written; return why the newest could not be."""
+        limit = time.monotonic() + WRITE_LIMIT
+        self.writer.wait(lambda: get_on() if time.monotonic() < limit else "")
+        return exchange(self.writer.failed)[0]
 
 
 def check_weights(learner: Learner) -> None:

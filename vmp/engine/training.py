@@ -149,7 +149,8 @@ def _train_epochs(
             if watch is not None:
                 log.draw(learner.step, partial(_watch, watch, learner, loader))
         saver.finish()
-    except NonFiniteLossError as error:
+    except NonFiniteLossError as error:  # on all ranks
+        saver.wait()
         kept = list_checkpoints(plan.output_dir)
         good = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
         raise NonFiniteLossError(
@@ -212,7 +213,10 @@ def _resume(learner: Learner, plan: Plan, *, allowed: bool) -> str:
         )
     restore_state(learner, state)
     if is_main() and state.get("is_best"):
-        keep_best(path)  # a kill may have come between
+        try:
+            keep_best(path)  # a kill may have come between
+        except OSError as error:
+            logger.warning("%s can't be kept as the best: %s", path, error)
     more = f", {learner.update} updates into the next" if learner.update else ""
     return f"resumed after epoch {learner.epoch}, step {learner.step}{more}"
 

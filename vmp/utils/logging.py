@@ -137,7 +137,8 @@ class RunLog:
         """Write what waits, if there is room, and close the files."""
         if self._file is not None:
             self._write_waiting(self._file)
-            self._file.close()
+            with contextlib.suppress(OSError):  # a file server may tell of a full disk only now
+                self._file.close()
         if self._writer is not None:
             with contextlib.suppress(OSError):
                 self._writer.close()
