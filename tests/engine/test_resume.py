@@ -432,14 +432,18 @@ def test_signalled_in_a_test_one_rank_has_both_stop_soon(make_cfg):
 
 
 def run_signalled_between_epochs(cfg):
-    """Run, and have rank 1 signalled when statistics are recomputed for the first time."""
+    """Run, and have rank 1 signalled at the second batch that statistics are recomputed with."""
     signals.install(signals.DEFAULT)
     recompute = training.recompute_statistics
 
-    def signalled(*args, **kwargs):
-        if training.get_rank() == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return recompute(*args, **kwargs)
+    def signalled(model, batches, count, **kwargs):
+        def signalling():
+            for number, batch in enumerate(batches):
+                if number == 1 and training.get_rank() == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+        return recompute(model, signalling(), count, **kwargs)
 
     training.recompute_statistics = signalled
     engine.run(cfg)
