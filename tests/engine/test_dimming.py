@@ -93,7 +93,8 @@ def test_one_thread_computes_it_since_last_bits_depend_on_the_threads(make_cfg, 
 def test_results_and_log_say_whether_the_prompt_has_become_the_identity(
     make_cfg, options, collapsed, caplog, monkeypatch
 ):
-    monkeypatch.setattr(logging.getLogger("vmp"), "propagate", True)  # a launch sets it to False
+    # a run sets it to False, of which some versions of pytest take note and others do not
+    monkeypatch.setattr(logging.getLogger("vmp"), "propagate", True)
     caplog.set_level(logging.INFO, "vmp")
     cfg = make_cfg(TRAIN__EVAL_PERIOD=1, SOLVER__MAX_EPOCH=1, PROMPT__LR_MULT=0.0, **options)
     engine.train(cfg)
@@ -107,9 +108,9 @@ def test_results_and_log_say_whether_the_prompt_has_become_the_identity(
     (validation,) = log_of(cfg, "val")
     assert {"f0", "dimmed", "collapsed"} <= validation["prompt"]["0"].keys()
     assert validation["prompt"]["0"]["collapsed"] is collapsed
-    warned = [record.levelname for record in caplog.records if "dims" in record.message]
-    assert warned == ["WARNING" if collapsed else "INFO"] * 2
-    assert caplog.text.count("it has collapsed to the identity") == 2 * collapsed
+    told = [each for each in dict.fromkeys(caplog.records) if "dims" in each.message]
+    assert [each.levelname for each in told] == ["WARNING" if collapsed else "INFO"] * 2
+    assert all(("it has collapsed to the identity" in each.message) is collapsed for each in told)
 
 
 def test_measuring_changes_no_bit_of_the_scores(make_cfg, monkeypatch):
