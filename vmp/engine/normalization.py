@@ -68,16 +68,15 @@ def recompute_statistics(
             further.
 
     Raises:
-        Interrupted: `stop` gave a reason on any rank; on all of them. The statistics are not to be
-            used then.
+        Interrupted: `stop` gave a reason on any rank; on all of them. The statistics are as before.
     """
     training = model.training
     model.train()
     modules = get_bn_modules(model)
     if modules:
-        reason = ""
         # those that see the clips of all ranks have them go in step: one can't leave alone
         together = any(isinstance(module, SYNCHRONISED) for module in modules)
+        reason = ""
 
         def clips() -> Iterator[Tensor]:
             nonlocal reason
@@ -87,25 +86,33 @@ def recompute_statistics(
                     raise _Stopped
                 yield batch.clip
 
-        before = [
-            (module.momentum, [buffer.clone() for buffer in module.buffers(recurse=False)])
-            for module in modules
-        ]
-        try:
+        with _restoring(modules):
             with contextlib.suppress(_Stopped):
                 update_bn_stats(model, clips(), num_iters=count)
             stop_together(reason, "while statistics were recomputed")
-        except Interrupted:
-            for module, (momentum, buffers) in zip(modules, before, strict=True):
-                module.momentum = momentum
-                for buffer, value in zip(module.buffers(recurse=False), buffers, strict=True):
-                    buffer.copy_(value)
-            raise
-        for module, (_, buffers) in zip(modules, before, strict=True):
-            module.num_batches_tracked.copy_(buffers[-1])  # of training: this may be done twice
         average_buffers(model)
     model.train(training)
 
 
 def _first(reasons: Sequence[str]) -> str:
     return next(filter(None, reasons), "")
+
+
+@contextlib.contextmanager
+def _restoring(norms: Sequence[_NormBase]) -> Iterator[None]:
+    """Restore the counters of training, for this may be done twice; if interrupted, everything."""
+    before = [
+        (norm.momentum, {name: value.clone() for name, value in norm.named_buffers()})
+        for norm in norms
+    ]
+    names = {"num_batches_tracked"}
+    try:
+        yield
+    except Interrupted:
+        names |= {"running_mean", "running_var"}
+        raise
+    finally:
+        for norm, (momentum, buffers) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            for name in names & buffers.keys():
+                norm.get_buffer(name).copy_(buffers[name])
