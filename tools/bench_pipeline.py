@@ -16,7 +16,7 @@ from typing import Any
 
 import bench_decode
 import torch
-from bench_step import spread
+from bench_figures import as_words, pick_device, spread, synchronize
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
@@ -74,7 +74,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """
     if args.repeats < 2 or args.steps < 1 or min(args.device_rate + args.asleep) <= 0:
         raise ValueError("--repeats must be 2 or more, --steps 1 or more, and every rate above 0")
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device(args.device)
     with tempfile.TemporaryDirectory() as temporary:
         for kind in args.formats:
             paths = bench_decode.make_videos(Path(args.folder or temporary), kind, args.videos)
@@ -103,7 +103,7 @@ def _settings(folder: Path, batch: int, device: str) -> list[str]:
         "SOLVER.BASE_LR": 0.0,  # nothing is to be learned here
         "NUM_GPUS": int(device == "cuda"),
     }
-    return [str(word) for setting in fixed.items() for word in setting]
+    return as_words(fixed)
 
 
 def measure_kind(
@@ -175,11 +175,11 @@ def time_steps(batches: Sequence[Batch], step: Step, device: torch.device) -> fl
     began, clips = 0.0, 0
     for number, batch in enumerate(batches):
         if number == WARM_UP:
-            _wait(device)
+            synchronize(device.type)
             began, clips = time.perf_counter(), 0
         step(batch)
         clips += len(batch.label)
-    _wait(device)
+    synchronize(device.type)
     return clips / (time.perf_counter() - began)
 
 
@@ -193,17 +193,12 @@ def time_epoch(
         step(batch)
         clips += len(batch.label)
         if number == WARM_UP - 1:
-            _wait(device)
+            synchronize(device.type)
             waiting.take_seconds()
             began, clips = time.perf_counter(), 0
-    _wait(device)
+    synchronize(device.type)
     seconds = time.perf_counter() - began
     return {"rate": clips / seconds, "waited": waiting.take_seconds() / seconds}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 # --------------------------------------------------------------------------- the table

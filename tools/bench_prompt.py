@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import bench_step
 import torch
+from bench_figures import check_repeats, extra_peak, pick_device, spread
 from torch import Tensor, nn
 
 from vmp.prompts import MotionPrompt
@@ -94,9 +94,8 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: fewer than two repeats.
     """
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if args.repeats < 2:
-        raise ValueError(f"--repeats is {args.repeats}; quartiles need 2 or more")
+    device = pick_device(args.device)
+    check_repeats(args.repeats)
     for shape in args.shapes:
         yield measure_shape(shape, device, args.repeats)
 
@@ -223,16 +222,7 @@ def peak_bytes(way: Way, device: str) -> int:
 
     There were the clip, the parameters and the incoming gradients; the prompts are counted.
     """
-
-    def work() -> None:
-        way.backward(way.forward())
-
-    if device == "cpu":
-        return bench_step.cpu_peak(work)
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    work()
-    return torch.cuda.max_memory_allocated() - before
+    return extra_peak(device, lambda: way.backward(way.forward()))
 
 
 # --------------------------------------------------------------------------- tables
@@ -259,8 +249,8 @@ def _cells(result: dict[str, Any], name: str) -> list[str]:
     ratios = [one / other for one, other in zip(released, both, strict=True)]
     rate, copied = (_rate(result, each) for each in (name, "copy"))
     return [
-        *(bench_step.spread([1000 * value for value in each], form) for each in (*passes, both)),
-        "" if name == "released" else bench_step.spread(ratios, "{:.2f}"),
+        *(spread([1000 * value for value in each], form) for each in (*passes, both)),
+        "" if name == "released" else spread(ratios, "{:.2f}"),
         f"{way['peak_bytes'] / result['prompt_bytes']:.2f}",
         f"{rate / 1e9:.1f}",
         f"{100 * rate / copied:.0f}",

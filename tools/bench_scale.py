@@ -21,6 +21,7 @@ import bench_decode
 import bench_step
 import torch
 import torch.distributed as dist
+from bench_figures import as_words, check_repeats, spread
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -84,8 +85,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         ValueError: a recipe or an override that is wrong, fewer than two repeats, or --plot without
             --out.
     """
-    if args.repeats < 2:
-        raise ValueError(f"--repeats is {args.repeats}; quartiles need 2 or more")
+    check_repeats(args.repeats)
     if args.plot and not args.out:
         raise ValueError("--plot draws what is in the file --out; give one")
     for path in args.cfg or RECIPES:
@@ -99,7 +99,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def _settings(changes: Mapping[str, object]) -> list[str]:
     fixed = {"NUM_GPUS": 0, "TRAIN.GLOBAL_BATCH_SIZE": 0, "SOLVER.BASE_LR": 0.0}
-    return [str(word) for setting in {**fixed, **changes}.items() for word in setting]
+    return as_words({**fixed, **changes})
 
 
 def _point(batch: int, frames: int, crop: int) -> list[str]:
@@ -111,11 +111,6 @@ def _point(batch: int, frames: int, crop: int) -> list[str]:
             "DATA.TRAIN_JITTER_SCALES": f"[{crop}, {crop}]",  # no video is read
         }
     )
-
-
-def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
-    """Return median and quartiles as text."""
-    return bench_step.spread(values, form)
 
 
 # --------------------------------------------------------------------------- the growth of a step

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench_figures import check_repeats, spread
 from tqdm import tqdm
 
 TOOLS = ("run_net", "submit", "reproduce", "visualize", "convert", "doctor", "bench", "quickstart")
@@ -32,8 +33,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: fewer than two repeats.
     """
-    if args.repeats < 2:
-        raise ValueError(f"--repeats is {args.repeats}; quartiles need 2 or more")
+    check_repeats(args.repeats)
     folder = Path(__file__).parent
     commands = {f"{name}.py --help": [str(folder / f"{name}.py"), "--help"] for name in TOOLS}
     commands |= {what: ["-c", what] for what in IMPORTS}
@@ -65,10 +65,5 @@ HEAD = ["| what | seconds | CPU seconds | CPU, of `import torch` |", "|---" * 4 
 def rows(result: dict[str, Any]) -> str:
     """Return a line of the Markdown table."""
     share = statistics.median(result["cpu_seconds"]) / result["torch_cpu_seconds"]
-    cells = [_spread(result[name]) for name in ("seconds", "cpu_seconds")]
+    cells = [spread(result[name]) for name in ("seconds", "cpu_seconds")]
     return f"| `{result['what']}` | {' | '.join(cells)} | {share:.2f} |"
-
-
-def _spread(values: list[float]) -> str:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"

@@ -18,10 +18,17 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+from bench_figures import (
+    as_words,
+    check_repeats,
+    extra_peak,
+    pick_device,
+    spread,
+    synchronize,
+)
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from vmp.config import load_cfg
@@ -112,9 +119,8 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: a recipe or an override that is wrong, or fewer than two repeats.
     """
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if args.repeats < 2:
-        raise ValueError(f"--repeats is {args.repeats}; quartiles need 2 or more")
+    device = pick_device(args.device)
+    check_repeats(args.repeats)
     for path in args.cfg:
         measured = measure_ways(
             make_ways(path, args.opts, device, args.batch, args.also), args.batch, args.repeats
@@ -172,7 +178,7 @@ def make_ways(
     for prompted in (False, True):
         for name, changes in [*plain, *ours]:
             settings = fixed | changes | {"PROMPT.ENABLE": str(prompted)}
-            words = [word for setting in settings.items() for word in setting]
+            words = as_words(settings)
             name += " + prompt" if prompted else ""
             ways.append(
                 build_way(load_cfg(path, [*opts, *words]), name, plain=name.startswith("plain"))
@@ -250,10 +256,10 @@ def time_step(way: Way) -> dict[str, float]:
     learner = way.learner
     way.marks.clear()
     with way.around():
-        _wait(learner.device)
+        synchronize(learner.device.type)
         began, cpu_began = time.perf_counter(), time.process_time()
         train_step(learner, [way.batch], epoch=0.0)
-        _wait(learner.device)
+        synchronize(learner.device.type)
         seconds = {"total": time.perf_counter() - began, "cpu": time.process_time() - cpu_began}
     names = list(way.marks)  # the optimizer's are missing where float16 has skipped the step
     for name, following in itertools.pairwise(names):
@@ -267,25 +273,20 @@ def time_prompt(way: Way) -> float:
     learner, model, seconds = way.learner, way.learner.model, 0.0
     for pathway, prompt in model.prompts.items():
         clip = take_frames(way.batch.clip, model.frames[int(pathway)])
-        _wait(learner.device)
+        synchronize(learner.device.type)
         began = time.perf_counter()
         with autocast(learner.device, learner.precision):
             outputs = prompt(clip)
-        _wait(learner.device)
+        synchronize(learner.device.type)
         seconds += time.perf_counter() - began
         gradients = [torch.ones_like(output) for output in outputs]
-        _wait(learner.device)
+        synchronize(learner.device.type)
         began = time.perf_counter()
         torch.autograd.backward(outputs, gradients)
-        _wait(learner.device)
+        synchronize(learner.device.type)
         seconds += time.perf_counter() - began
     learner.optimizer.zero_grad(set_to_none=True)
     return seconds
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _between(one: Any, other: Any) -> float:
@@ -300,11 +301,11 @@ def matrix_rate(device: str, precision: torch.dtype) -> float:
     side, times = MATRIX[device]
     one = torch.rand(side, side, device=device, dtype=precision)
     one @ one
-    _wait(one.device)
+    synchronize(one.device.type)
     began = time.perf_counter()
     for _ in range(times):
         one @ one
-    _wait(one.device)
+    synchronize(one.device.type)
     return times * side**3 / (time.perf_counter() - began)
 
 
@@ -317,26 +318,8 @@ def peak_bytes(way: Way) -> int:
     model, state = way.learner.model, way.learner.optimizer.state
     held = [*model.parameters(), *model.buffers()]
     held += [value for each in state.values() for value in each.values() if torch.is_tensor(value)]
-    return sum(tensor.nbytes for tensor in held) + _step_bytes(way)
-
-
-def _step_bytes(way: Way) -> int:
-    if way.learner.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        time_step(way)
-        return torch.cuda.max_memory_allocated() - before
-    return cpu_peak(lambda: time_step(way))
-
-
-def cpu_peak(work: Callable[[], object]) -> int:
-    """Return the most bytes that torch has allocated on the CPU at one time during `work`."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    kineto: Any = profiler.profiler
-    events = [e for e in kineto.kineto_results.events() if e.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    return int(max(itertools.accumulate(event.nbytes() for event in events), default=0))
+    besides = extra_peak(way.learner.device.type, lambda: time_step(way))
+    return sum(tensor.nbytes for tensor in held) + besides
 
 
 # --------------------------------------------------------------------------- tables
@@ -407,9 +390,3 @@ def _prompt_costs(result: dict[str, Any], name: str) -> str:
     clock = "cpu" if result["device"] == "cpu" else "total"
     pairs = zip(totals(result, baseline, clock), totals(result, name, clock), strict=True)
     return spread([100 * (other / one - 1) for one, other in pairs], "{:.1f}")
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """Return median and quartiles as text."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{form.format(middle)} ({form.format(low)} to {form.format(high)})"

@@ -14,9 +14,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import quantiles
 from typing import Any
 
+from bench_figures import as_words, spread
 from tqdm import tqdm
 
 from vmp.utils import signals
@@ -72,8 +72,7 @@ def measure_run(
         "LOG_PERIOD": "1",  # an update is known by its line
         "TEST.ENABLE": "False",
     }
-    words = [word for setting in fixed.items() for word in setting]
-    command = [sys.executable, str(RUN_NET), "--cfg", cfg, *opts, *words]
+    command = [sys.executable, str(RUN_NET), "--cfg", cfg, *opts, *as_words(fixed)]
     seconds: dict[str, list[float]] = {STALL: [], DISK: [], STOP: [], RESUME: []}
     console = folder / "console.txt"
     for number in tqdm(range(repeats + 1), desc="starts", leave=False):
@@ -144,7 +143,6 @@ def rows(result: dict[str, Any]) -> str:
     size = f"{result['checkpoint_bytes'] / 2**20:.0f}"
     lines = []
     for what, values in result["seconds"].items():
-        low, middle, high = quantiles(values, n=4)
-        cells = [result["cfg"], size, what, f"{middle:.2f} ({low:.2f} to {high:.2f})"]
+        cells = [result["cfg"], size, what, spread(values)]
         lines.append("| " + " | ".join([*cells, str(len(values))]) + " |")
     return "\n".join(lines)

@@ -4,7 +4,7 @@ import copy
 import pickle
 from pathlib import Path
 
-import bench_step
+import bench_figures
 import pytest
 import torch
 import torch.distributed as dist
@@ -74,7 +74,7 @@ def test_it_saves_memory(name):
     recompute_blocks(again)
     inputs = clips(plain, crop=64)
     peaks = [
-        bench_step.cpu_peak(lambda each=each: each(inputs).sum().backward())
+        bench_figures.cpu_peak(lambda each=each: each(inputs).sum().backward())
         for each in (plain, again)
     ]
     assert peaks[1] < 0.8 * peaks[0]

@@ -10,6 +10,7 @@ from torch import Tensor
 from vmp.data import ClipLoader
 from vmp.data.loader import EvalPlan
 from vmp.engine.evaluate import computing_with
+from vmp.engine.transfer import ahead
 from vmp.models import VideoModel
 from vmp.models.video_model import take_frames
 from vmp.prompts import MotionPrompt
@@ -57,9 +58,9 @@ def measure_dimming(model: VideoModel, loader: ClipLoader, *, device: torch.devi
     counts = torch.zeros(len(model.prompts), 2, dtype=torch.int64, device=device)
     # the last bits of an attention next to the limit depend on the threads
     with computing_with(1):
-        for batch in loader.epoch(0):
+        for batch in ahead(loader.epoch(0), device):
             for clip in batch.clip.split(1):
-                counts += torch.stack(list(_count(model, clip.to(device))))
+                counts += torch.stack(list(_count(model, clip)))
     total = sum(torch.tensor(each) for each in gather_objects(counts.tolist()))
     assert isinstance(total, Tensor)
     return {

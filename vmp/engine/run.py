@@ -40,7 +40,7 @@ def run(cfg: CfgNode, watch: Watch | None = None) -> None:
     logger.info("%d process(es), %s", get_world_size(), describe_machine())
     versions = {"vmp": vmp.__version__, "torch": torch.__version__}
     try:
-        check_agreement(shared_config(cfg.dump()) | versions, seconds=cfg.DIST_TIMEOUT)
+        check_agreement(shared_config(cfg.dump()) | versions)
         if cfg.TRAIN.ENABLE:
             train(cfg, watch)
         if cfg.TEST.ENABLE:

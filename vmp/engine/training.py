@@ -81,7 +81,7 @@ def train(cfg: CfgNode, watch: Watch | None = None) -> None:
         build_validation(cfg) as validation,
     ):
         records = describe_records(loader.records)
-        check_agreement({"the training set": records}, seconds=cfg.DIST_TIMEOUT)
+        check_agreement({"the training set": records})
         learner = build_learner(cfg)
         log_cost(learner.model, cfg.DATA.NUM_FRAMES, cfg.DATA.TEST_CROP_SIZE)
         if cfg.MODEL.COMPILE:  # after its cost was traced, which can't be done to a compiled model
@@ -126,7 +126,7 @@ def build_start(cfg: CfgNode, model: VideoModel) -> str:
         resize=cfg.TRAIN.INIT_RESIZE,
         sha256=cfg.TRAIN.INIT_SHA256,
     )
-    check_agreement({f"{report.path} (SHA-256)": report.sha256}, seconds=cfg.DIST_TIMEOUT)
+    check_agreement({f"{report.path} (SHA-256)": report.sha256})
     _keep_report(report, Path(cfg.OUTPUT_DIR))
     warn_of_frozen_start(model, [*report.missing, *report.dropped])
     return f"weights of {cfg.TRAIN.INIT_FROM} (SHA-256 {report.sha256[:12]}...)"
