@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vmp.engine.trained import PREDICTIONS
 from vmp.metrics.bootstrap import PairedBootstrap, paired_bootstrap
 from vmp.metrics.classification import hits
-
-PREDICTIONS = "predictions.npz"
 
 
 class Stored(NamedTuple):

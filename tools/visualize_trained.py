@@ -9,7 +9,7 @@ from visualize_clip import spaced
 
 from vmp.config import load_cfg
 from vmp.data.sampling import clip_frames, clip_span
-from vmp.engine.checkpoint import list_checkpoints
+from vmp.engine.trained import find_checkpoint, find_config
 from vmp.models import VideoModel, build_model, load_pretrained
 from vmp.prompts import MotionPrompt
 
@@ -81,33 +81,6 @@ def build_trained(
     run = checkpoint.parents[1].name if checkpoint.parent.name == "checkpoints" else checkpoint.stem
     numbers = build_numbers(cfg, model.clip_frames, start, fps)[frames]
     return Trained(f"{run} (λ = {cfg.PROMPT.PENALTY:g})", prompt, numbers)
-
-
-def find_checkpoint(path: Path) -> Path:
-    """Return the file itself, or the newest checkpoint of a run's folder.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if path.is_file():
-        return path
-    found = list_checkpoints(path)
-    if not found:
-        what = "there is no checkpoint in it" if path.is_dir() else "it does not exist"
-        raise ValueError(f"{path}: {what}; name a checkpoint or the OUTPUT_DIR of a run")
-    return found[-1]
-
-
-def find_config(checkpoint: Path) -> Path:
-    """Return config.yaml of the run that a checkpoint lies in.
-
-    Raises:
-        ValueError: there is none.
-    """
-    path = checkpoint.absolute().parents[1] / "config.yaml"
-    if checkpoint.parent.name != "checkpoints" or not path.is_file():
-        raise ValueError(f"{checkpoint} lies in no run with a config.yaml; name one with --cfg")
-    return path
 
 
 def load_model(model: VideoModel, checkpoint: Path) -> VideoModel:

@@ -17,6 +17,7 @@ from vmp.engine.evaluate import describe_test, predict, write_results
 from vmp.engine.progress import log_cost
 from vmp.engine.provenance import build_provenance
 from vmp.engine.score_store import ScoreStore
+from vmp.engine.trained import check_whole
 from vmp.models import build_model, load_pretrained
 from vmp.utils.distributed import broadcast_object, get_rank, get_world_size, is_main
 from vmp.utils.logging import readable
@@ -41,13 +42,7 @@ def test(cfg: CfgNode) -> None:
     path = _checkpoint_to_test(cfg.OUTPUT_DIR, cfg.TEST.CHECKPOINT_FILE_PATH)
     report = load_pretrained(model, path)
     check_agreement({f"{path} (SHA-256)": report.sha256})
-    misfits = [*report.missing, *report.dropped, *report.unexpected]
-    if misfits:
-        raise ValueError(
-            f"{path} and the model differ in {', '.join(misfits[:5])}"
-            f"{' ...' if len(misfits) > 5 else ''}; a test needs every weight and no other: check "
-            "MODEL.NAME, MODEL.NUM_CLASSES and PROMPT.ENABLE"
-        )
+    check_whole(report, path)
     with build_loader(cfg, "test", get_rank(), get_world_size()) as loader:
         logger.info("testing %s with %d views a video", path, loader.num_views)
         provenance = broadcast_object(build_provenance(cfg, model, report) if is_main() else None)
