@@ -5,12 +5,15 @@ python tools/reproduce.py table1 --run NUM_GPUS 1         # do them, one after a
 python tools/reproduce.py table1 --submit --slurm "--gpus-per-node 1 --time 24:00:00"
 python tools/reproduce.py table1 --collect                # the table, on the screen and in --out
 python tools/reproduce.py compare RUN_A RUN_B             # paired bootstrap of two finished runs
+python tools/reproduce.py zoo                             # MODEL_ZOO.md's tables, from docs/runs
 
-`lambda`, `sensitivity`, `power-norms` and `ablations` are used like `table1`; the lambda that comes
-out is to be put into the recipe. Every command can be repeated: a run that is finished is not done
-again, one that was stopped goes on. A table holds what was run with these recipes and KEY VALUE
-pairs, nothing else. Data sets lie in --data as datasets/<name>/prepare.py writes them (hmdb51,
-finegym, mpii_cooking2), weights in --weights under the names they are published with.
+`lambda`, `sensitivity`, `power-norms`, `ablations` and `scratch` are used like `table1`; the lambda
+that comes out is to be put into the recipe. Every command can be repeated: a run that is finished
+is not done again, one that was stopped goes on. A table holds what was run with these recipes and
+KEY VALUE pairs, nothing else. Data sets lie in --data as datasets/<name>/prepare.py writes them
+(hmdb51, finegym, mpii_cooking2; motionshapes, ut_interaction for `scratch`), weights in --weights
+under the names they are published with. What --collect writes as <study>_runs.json is all that is
+left to keep of finished runs: put into docs/runs, it goes into MODEL_ZOO.md with `zoo`.
 """
 
 import argparse
@@ -35,6 +38,7 @@ STUDIES = {
     "sensitivity": "alpha, beta and gamma, one at a time (the grid is ours)",
     "power-norms": "the paper's power normalisation and four others, learned and fixed",
     "ablations": "no attention, fixed or frozen parts, other starts, rates and sums: ours",
+    "scratch": "MotionShapes and UT-Interaction from scratch, small enough for a CPU: ours",
 }
 
 
@@ -51,6 +55,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     compare.add_argument("runs", nargs=2, type=Path, metavar="RUN", help="an OUTPUT_DIR")
     compare.add_argument("--draws", type=int, default=10_000, metavar="N")
     compare.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws")
+    about = (
+        "Bring the measured tables of MODEL_ZOO.md and their pictures up to date, from docs/runs."
+    )
+    commands.add_parser("zoo", help=about, description=about)
     words = sys.argv[1:] if argv is None else list(argv)
     end = first_key(words)
     args = parser.parse_args(words[:end])
@@ -69,8 +77,9 @@ def first_key(words: Sequence[str]) -> int:
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    datasets = ("HMDB51", "FineGym", "MPIICooking2")
-    add("--dataset", nargs="+", default=[], choices=datasets, help="default: all")
+    add(
+        "--dataset", nargs="+", default=[], metavar="NAME", help="folders of configs/; default: all"
+    )
     add("--rows", nargs="+", default=[], metavar="RECIPE", help="with * and ?; default: all")
     add("--splits", nargs="+", default=[], metavar="SPLIT", help="default: all")
     add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="default: 0")
@@ -173,6 +182,7 @@ def collect(args: argparse.Namespace, cells: "Sequence[Cell]", places: "Places")
     """Print the table of the finished runs, and write it as Markdown, CSV and LaTeX."""
     import reproduce_tables as tables
     from reproduce_collect import build_results, make_entries, make_gains, make_trials
+    from reproduce_summary import summarize_runs, write_summaries
 
     from vmp.utils.files import write_text
 
@@ -182,6 +192,12 @@ def collect(args: argparse.Namespace, cells: "Sequence[Cell]", places: "Places")
         entries = make_entries(results)
         page = tables.table1_markdown(entries, make_gains(results), results, refused)
         files |= {".csv": tables.table1_csv(entries), ".tex": tables.table1_latex(entries)}
+    elif args.command == "scratch":
+        import reproduce_scratch as scratch
+
+        groups = scratch.make_trials(cells, results)
+        page = scratch.page(STUDIES["scratch"], groups, results, refused)
+        files |= {".csv": scratch.study_csv(groups)}
     else:
         trials = make_trials(cells, results)
         page = tables.study_markdown(STUDIES[args.command], trials, results, refused)
@@ -190,7 +206,9 @@ def collect(args: argparse.Namespace, cells: "Sequence[Cell]", places: "Places")
     print(page)
     for ending, text in files.items():
         write_text(args.out / f"{args.command}{ending}", text)
-    names = ", ".join(f"{args.command}{ending}" for ending in sorted(files))
+    summaries = f"{args.command}_runs.json"
+    write_summaries(args.out / summaries, summarize_runs(results, places))
+    names = ", ".join([*(f"{args.command}{ending}" for ending in sorted(files)), summaries])
     print(f"{len(results)} of {len(cells)} runs are in it; wrote {names} in {args.out}")
 
 
@@ -203,17 +221,30 @@ def compare(args: argparse.Namespace) -> None:
     print(f"{args.runs[0]} -> {args.runs[1]}\n{describe(found, first, second)}")
 
 
+def zoo() -> None:
+    """Bring MODEL_ZOO.md and its pictures up to date."""
+    from reproduce_pictures import draw_pictures
+    from reproduce_zoo import PAGE, ROOT, RUNS, read_study, write_page
+
+    print(f"{PAGE}: {', '.join(write_page())}")
+    for path in draw_pictures(read_study(RUNS, "scratch"), ROOT / "docs" / "figures"):
+        print(path)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Do what is asked."""
     args = parse_args(argv)
+    if args.command in STUDIES:
+        study(args)
+        return
+    if args.opts:
+        raise ValueError(
+            f"{args.opts[0]} is given to {args.command}, which reads results; leave it out"
+        )
     if args.command == "compare":
-        if args.opts:
-            raise ValueError(
-                f"{args.opts[0]} is given to compare, which reads results; leave it out"
-            )
         compare(args)
     else:
-        study(args)
+        zoo()
 
 
 if __name__ == "__main__":

@@ -24,30 +24,36 @@ OWN = {
 
 
 class DataSet(NamedTuple):
-    """A data set of the paper.
+    """A data set.
 
     Attributes:
         title: as the paper writes it.
         folder: that its prepare.py was told to write, in --data.
-        splits: that the paper reports.
+        splits: that are reported; "" for the only one.
         held_out: splits whose test part is a held-out part of the training, to choose settings on:
             official ones of the data set; () where one is made of each of `splits`.
-        learned: m and n that the authors' site shows for it: what "fixed" means for the sigmoid.
+        learned: m and n that the authors' site shows for it: what "fixed" means for the sigmoid;
+            None for what the paper does not have.
     """
 
     title: str
     folder: str
     splits: tuple[str, ...]
     held_out: tuple[str, ...]
-    learned: tuple[float, float]
+    learned: tuple[float, float] | None
 
 
-# By the folder in configs/.
-DATA_SETS = {
+# By the folder in configs/: those of the paper, and those that need neither its data nor weights.
+PAPER_SETS = {
     "HMDB51": DataSet("HMDB-51", "hmdb51", ("1", "2", "3"), (), (0.2646, -0.6615)),
     "FineGym": DataSet("FineGym", "finegym", ("gym99",), (), (1.05, -2.67)),
     "MPIICooking2": DataSet("MPII Cooking 2", "mpii_cooking2", ("test",), ("val",), (0.257, 0.053)),
 }
+SCRATCH_SETS = {
+    "MotionShapes": DataSet("MotionShapes", "motionshapes", ("",), (), None),
+    "UTInteraction": DataSet("UT-Interaction", "ut_interaction", ("crossset", "seq"), (), None),
+}
+DATA_SETS = PAPER_SETS | SCRATCH_SETS
 
 
 class Row(NamedTuple):
@@ -110,7 +116,8 @@ class Cell(NamedTuple):
     def name(self) -> str:
         """Return its folder below --out; cells of two studies that are the same run share it."""
         kept_out = "held-out" if self.held_out else ""
-        parts = (self.setting.name, kept_out, f"split-{self.split}", f"seed-{self.seed}")
+        split = f"split-{self.split}" if self.split else ""
+        parts = (self.setting.name, kept_out, split, f"seed-{self.seed}")
         return f"{self.dataset}/{self.recipe}/{'_'.join(filter(None, parts))}"
 
     @property
@@ -163,10 +170,13 @@ def study_settings(study: str, dataset: str, recipe: str) -> list[Setting]:
         return [Setting(f"lambda-{each:g}", ("PROMPT.PENALTY", f"{each}")) for each in PENALTIES]
     if study == "sensitivity":
         return [Setting(), *_constants()]
-    if study == "power-norms":
-        return [*_power_norms(*DATA_SETS[dataset].learned)]
-    if study == "ablations":
-        return [Setting(), _fixed(*DATA_SETS[dataset].learned), *_ablations(recipe)]
+    if study == "scratch":
+        return list(_scratch(recipe))
+    learned = DATA_SETS[dataset].learned
+    if study == "power-norms" and learned:
+        return [*_power_norms(*learned)]
+    if study == "ablations" and learned:
+        return [Setting(), _fixed(*learned), *_ablations(recipe)]
     return [Setting()]
 
 
@@ -211,6 +221,42 @@ def _ablations(recipe: str) -> Iterator[Setting]:
     yield Setting("frobenius", ("PROMPT.REDUCTION", "frobenius"))  # with the recipe's lambda
 
 
+# Recipes of the study from scratch: X3D with everything, SlowFast for its pathways.
+SLOWFAST = ("SLOWFAST", "SLOWFAST_VMP_slow", "SLOWFAST_VMP_fast", "SLOWFAST_VMP_slowfast")
+SCRATCH = {
+    "MotionShapes": (*SLOWFAST, "X3D_XS", "X3D_XS_VMP"),
+    "UTInteraction": ("X3D_S", "X3D_S_VMP", *SLOWFAST),
+}
+
+
+def _scratch(recipe: str) -> Iterator[Setting]:
+    """Yield the baseline, or what is measured beside it: one change at a time from lambda 0."""
+    if "_VMP" not in recipe:
+        yield Setting()
+        return
+    plain = ("PROMPT.PENALTY", "0.0")
+    identity = Setting("identity", (*plain, "PROMPT.POWER_NORM", "identity"))
+    opened = ("PROMPT.SIGMOID.M", "1.0", "PROMPT.SIGMOID.N", "-1.0")
+    yield Setting("lambda-0", plain)
+    if recipe in ("SLOWFAST_VMP_slow", "SLOWFAST_VMP_fast"):
+        return
+    yield identity
+    yield Setting("start-open", (*plain, *opened))
+    if recipe.startswith("SLOWFAST"):
+        return
+    yield Setting("lambda-2.5", ("PROMPT.PENALTY", "2.5"))
+    for name in POWER_NORMS[1:]:
+        learned = ("PROMPT.POWER_NORM", name, f"PROMPT.{name.upper()}.LEARNABLE", "True")
+        yield Setting(f"{name}-learned", (*plain, *learned))
+
+
+def recipes_of(study: str, dataset: str) -> list[str]:
+    """Return the recipes of a data set that a study runs, in the order of its table."""
+    if study == "scratch":
+        return list(SCRATCH[dataset])
+    return [row.recipe for row in read_paper()[1] if study == "table1" or row.baseline]
+
+
 def list_cells(
     study: str,
     *,
@@ -222,8 +268,8 @@ def list_cells(
     """Return the runs of a study, in the order of Table 1.
 
     Args:
-        study: "table1", "lambda", "sensitivity", "power-norms" or "ablations"; all but the first
-            are of the prompted recipes.
+        study: "table1", "lambda", "sensitivity", "power-norms" or "ablations", of which all but the
+            first are of the prompted recipes; or "scratch", on other data sets.
         datasets: folders in configs/; () for all.
         rows: names of recipes, which may have *, ? and [] as in a shell; () for all.
         splits: names; () for all.
@@ -232,9 +278,13 @@ def list_cells(
     Raises:
         ValueError: something asked for is not there.
     """
-    recipes = [row.recipe for row in read_paper()[1] if study == "table1" or row.baseline]
-    recipes = _select(recipes, rows, "--rows")
-    known = {name: splits_of(study, name) for name in datasets or DATA_SETS}
+    there = SCRATCH_SETS if study == "scratch" else PAPER_SETS
+    for name in datasets:
+        if name not in there:
+            raise ValueError(f"--dataset {name} is none of {study}'s: {', '.join(there)}")
+    known = {name: splits_of(study, name) for name in datasets or there}
+    recipes = {name: recipes_of(study, name) for name in known}
+    chosen = _select([each for names in recipes.values() for each in names], rows, "--rows")
     if splits:
         _select([split for each in known.values() for split in each], splits, "--splits")
     if len(set(seeds)) < len(seeds):
@@ -242,7 +292,8 @@ def list_cells(
     return [
         Cell(dataset, recipe, split, seed, setting, held_out=study == "lambda")
         for dataset in known
-        for recipe in recipes
+        for recipe in recipes[dataset]
+        if recipe in chosen
         for setting in study_settings(study, dataset, recipe)
         for split in known[dataset]
         if split in splits or not splits
@@ -291,8 +342,9 @@ def options_of(cell: Cell, places: Places, opts: Sequence[str]) -> list[str]:
     if places.data_of(cell).parent != places.data:  # the videos' own index is not made anew
         scans = places.data / DATA_SETS[cell.dataset].folder / "frame_index"
         values += ["DATA.FRAME_INDEX_DIR", str(scans)]
-    if "TRAIN.INIT_FROM" not in opts[::2]:
-        values += ["TRAIN.INIT_FROM", str(places.weights / file_name(weights_address(cell.config)))]
+    address = weights_address(cell.config)
+    if address and "TRAIN.INIT_FROM" not in opts[::2]:
+        values += ["TRAIN.INIT_FROM", str(places.weights / file_name(address))]
     return values
 
 
@@ -307,7 +359,7 @@ def build_cell_config(cell: Cell, places: Places, opts: Sequence[str]) -> CfgNod
 
 @cache
 def weights_address(config: Path) -> str:
-    """Return where the weights are published that a recipe names."""
+    """Return where the weights are published that a recipe names, "" if it starts from none."""
     return str(load_cfg(config).TRAIN.INIT_FROM)
 
 

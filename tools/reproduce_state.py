@@ -1,13 +1,12 @@
 """Where each run stands, and what it lacks to be started: data, weights, disk; what it costs."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import simplejson
-import torch
 from fvcore.common.config import CfgNode
+from preflight_disk import build_bytes, build_network_name, free_bytes
 from reproduce_cells import (
     DATA_SETS,
     Cell,
@@ -32,7 +31,6 @@ WHERE = ("TRAIN.INIT_FROM", "TRAIN.INIT_SHA256", "DATA.FRAME_INDEX_DIR")
 PASSES = 3
 # Networks that were looked at, by what decides their size.
 _multiply_adds: dict[str, int] = {}
-_model_bytes: dict[str, int] = {}
 FORMULA = (
     "GPU hours = (3 x multiply-adds of a training view x clips x epochs + those of the batches "
     "behind precise batch statistics + multiply-adds of a test view x views x test clips) / --rate"
@@ -128,7 +126,7 @@ def build_state(cell: Cell, cfg: CfgNode, data: Data, places: Places, rate: floa
     return State(cell, stage, tuple(lacks), tuple(details), size, hours, data)
 
 
-# ---------------------------------------------------------------- data and disk
+# ---------------------------------------------------------------- data
 
 
 def build_data(cell: Cell, cfg: CfgNode, places: Places) -> Data:
@@ -153,20 +151,6 @@ def build_data(cell: Cell, cfg: CfgNode, places: Places) -> Data:
     totals = [count or len(records) for count, records in zip(official, (train, test), strict=True)]
     lack = "" if all(usable) else f"data: {plain.DATA.PATH_TO_DATA_DIR} has no readable videos"
     return Data(lack, (usable[0], totals[0]), (usable[1], totals[1]))
-
-
-def free_bytes(folder: Path) -> int:
-    """Return what is free on the disk that a folder, which need not be there yet, will lie on."""
-    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-    return shutil.disk_usage(there).free
-
-
-def build_bytes(cfg: CfgNode) -> int:
-    """Return the bytes of a run's checkpoints: those that are kept, and one being written."""
-    kept = cfg.TRAIN.CHECKPOINT_KEEP or cfg.SOLVER.MAX_EPOCH // cfg.TRAIN.CHECKPOINT_PERIOD
-    kept += 1 if cfg.TRAIN.EVAL_PERIOD else 0
-    copies = (2 if cfg.SOLVER.OPTIMIZING_METHOD == "adamw" else 1) + (cfg.SOLVER.EMA_DECAY > 0)
-    return int((kept + 1) * (1 + copies) * build_model_bytes(cfg))
 
 
 # ---------------------------------------------------------------- what it costs
@@ -195,25 +179,10 @@ def build_hours(cfg: CfgNode, data: Data, rate: float) -> float | None:
 
 def build_multiply_adds(cfg: CfgNode, crop: int) -> int:
     """Return the multiply-adds of a forward pass of one view; each network is run once."""
-    key = f"{_network(cfg)} {cfg.DATA.NUM_FRAMES} {crop}"
+    key = f"{build_network_name(cfg)} {cfg.DATA.NUM_FRAMES} {crop}"
     if key not in _multiply_adds:
         _multiply_adds[key] = model_cost(build_model(cfg), cfg.DATA.NUM_FRAMES, crop).multiply_adds
     return _multiply_adds[key]
-
-
-def build_model_bytes(cfg: CfgNode) -> int:
-    """Return the bytes of a network's parameters and statistics."""
-    key = _network(cfg)
-    if key not in _model_bytes:
-        with torch.device("meta"):
-            state = build_model(cfg).state_dict()
-        _model_bytes[key] = sum(value.numel() * value.element_size() for value in state.values())
-    return _model_bytes[key]
-
-
-def _network(cfg: CfgNode) -> str:
-    """Return what decides the size of a network; prompt and classes hardly count."""
-    return f"{cfg.MODEL.NAME} {dict(cfg[cfg.MODEL.NAME.upper()])}"
 
 
 # ---------------------------------------------------------------- results

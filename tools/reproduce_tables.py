@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
-from reproduce_cells import DATA_SETS, Column
+from reproduce_cells import DATA_SETS, Column, Setting
 from reproduce_collect import Entry, Gain, Results, Trial
 
 from vmp.metrics.student import Summary
@@ -53,16 +53,11 @@ def table1_markdown(
     entries: Sequence[Entry], gains: Sequence[Gain], results: Results, refused: Sequence[str]
 ) -> str:
     """Return Table 1 with our numbers, each number by itself, the gains, and the runs behind."""
-    columns = [entry.column for entry in by_row(entries)[0]]
-    compact = [
-        [row[0].row.name, *(f"{each.paper} / {spread(each.ours)}".rstrip() for each in row)]
-        for row in by_row(entries)
-    ]
     parts = [
         "# Table 1: paper / ours\n",
         "Percent; ours is the mean over seeds ± the standard deviation of a seed. A number that "
         "nobody has run is empty.\n",
-        markdown(["", *map(title_of, columns)], compact),
+        compact_table1(entries),
         "## Each number\n",
         markdown(ENTRY_HEADS, [entry_cells(each) for each in entries]),
         "## What the prompt gains\n",
@@ -74,6 +69,16 @@ def table1_markdown(
     if refused:
         parts += ["## Not taken\n", "".join(f"- {each}\n" for each in refused)]
     return "\n".join(parts)
+
+
+def compact_table1(entries: Sequence[Entry]) -> str:
+    """Return Table 1 as the paper prints it, each cell `paper / ours`."""
+    rows = by_row(entries)
+    cells = [
+        [row[0].row.name, *(f"{each.paper} / {spread(each.ours)}".rstrip() for each in row)]
+        for row in rows
+    ]
+    return markdown(["", *(title_of(each.column) for each in rows[0])], cells)
 
 
 ENTRY_HEADS = [
@@ -225,7 +230,7 @@ def study_markdown(
             DATA_SETS[each.dataset].title,
             each.split,
             each.recipe,
-            f"**{setting_name(each)}**" if each.best else setting_name(each),
+            f"**{setting_name(each.setting)}**" if each.best else setting_name(each.setting),
             spread(each.top1),
             spread(each.top5),
             f"{each.top1.n}" if each.top1 else "",
@@ -241,9 +246,9 @@ def study_markdown(
     return "\n".join(parts)
 
 
-def setting_name(trial: Trial) -> str:
+def setting_name(setting: Setting) -> str:
     """Return what a setting is called in a table."""
-    return trial.setting.name or "as the recipe"
+    return setting.name or "as the recipe"
 
 
 def study_csv(trials: Sequence[Trial]) -> str:

@@ -192,12 +192,12 @@ def test_a_key_that_is_the_runs_own_can_not_be_given(key, places):
 
 
 def recipes():
-    return sorted(path for name in cells.DATA_SETS for path in (cells.CONFIGS / name).iterdir())
+    return sorted(path for name in cells.PAPER_SETS for path in (cells.CONFIGS / name).iterdir())
 
 
 def test_each_data_set_has_the_14_recipes_and_no_other():
     assert len(recipes()) == 3 * 14
-    for name in cells.DATA_SETS:
+    for name in cells.PAPER_SETS:
         found = {path.stem for path in (cells.CONFIGS / name).iterdir()}
         assert found == {row.recipe for row in TABLE}
 
@@ -702,7 +702,7 @@ def words(releases, tmp_path, monkeypatch):
     """Return a function (study, way) -> the command of its small runs, which write to `out`."""
     monkeypatch.chdir(tmp_path)
 
-    def make_words(study, *way, rows=X3D, datasets=tuple(cells.DATA_SETS), seeds=(0,)):
+    def make_words(study, *way, rows=X3D, datasets=tuple(cells.PAPER_SETS), seeds=(0,)):
         given = [study, "--dataset", *datasets, "--rows", *rows, "--seeds", *seeds, "--out", "out"]
         return [*given, "--data", releases / "data", "--weights", releases / "weights", *way, *OPTS]
 
