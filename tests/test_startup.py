@@ -68,11 +68,10 @@ def test_the_package_its_configs_and_its_files_do_without_torch(code):
 
 
 def test_the_motion_prompt_needs_torch_and_none_of_the_rest():
-    _, modules, _ = loaded(IMPORTED.format("from vmp.prompts import MotionPrompt"))
+    _, modules, _ = loaded(IMPORTED.format("from vmp.prompts import MotionPrompt, attach"))
     modules -= loaded(IMPORTED.format("import torch"))[1]
     extra = {name.partition(".")[0] for name in modules} - set(sys.stdlib_module_names)
-    # a registry of fvcore's, and what that draws tables with
-    assert extra <= {"vmp", "torch", "fvcore", "tabulate", "wcwidth"}
+    assert extra <= {"vmp", "torch"}
     assert not modules & (RARE | {"triton", "av"})
 
 

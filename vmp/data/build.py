@@ -15,7 +15,6 @@ from vmp.data.records import CLASS_NAMES, DATASETS, VideoRecord, quarantine, rea
 from vmp.data.release import FRAME_INDEX_FOLDER
 from vmp.data.sampling import PickFrames, RandomClip, SpacedClips
 from vmp.data.transforms import RandomCrop, Transform, ViewCrop
-from vmp.utils.registry import pick
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +125,7 @@ def build_official_records(cfg: CfgNode, split: str) -> list[VideoRecord]:
     Raises:
         ValueError: an unknown data set, or missing files.
     """
-    dataset = pick(DATASETS, cfg.TRAIN.DATASET)
+    dataset = DATASETS.get(cfg.TRAIN.DATASET)
     records: list[VideoRecord] = dataset(cfg.DATA.PATH_TO_DATA_DIR, split, cfg.DATA.SPLIT)
     if cfg.DATA.QUARANTINE:
         records = quarantine(records, read_quarantine(cfg.DATA.QUARANTINE))
@@ -151,7 +150,7 @@ def build_class_names(cfg: CfgNode) -> tuple[str, ...]:
     Raises:
         ValueError: the data set has another number of classes than the model.
     """
-    name_classes = pick(CLASS_NAMES, cfg.TRAIN.DATASET)
+    name_classes = CLASS_NAMES.get(cfg.TRAIN.DATASET)
     names: tuple[str, ...] = name_classes(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SPLIT)
     if not names:
         return tuple(str(label) for label in range(cfg.MODEL.NUM_CLASSES))

@@ -44,17 +44,8 @@ class VideoRecord(NamedTuple):
 
 
 def register_class_names(dataset: str) -> Callable[[ClassNames], ClassNames]:
-    """Register a function in CLASS_NAMES under the name of its data set.
-
-    A registry goes by `__name__`, and in the module the data set itself has that name.
-    """
-
-    def register(names: ClassNames) -> ClassNames:
-        names.__name__ = dataset
-        CLASS_NAMES.register(names)
-        return names
-
-    return register
+    """Register a function in CLASS_NAMES under the name of its data set."""
+    return CLASS_NAMES.register(dataset)
 
 
 def check_request(dataset: str, root: str, split: str) -> None:

@@ -8,7 +8,7 @@ from vmp.models.backbone import BACKBONES, Backbone, recompute_blocks
 from vmp.models.sync_batchnorm import convert_sync_batchnorm
 from vmp.models.video_model import VideoModel
 from vmp.prompts import POWER_NORMS, MotionPrompt
-from vmp.utils.registry import pick, section_kwargs
+from vmp.utils.registry import section_kwargs
 
 
 def build_backbone(cfg: CfgNode) -> Backbone:
@@ -18,7 +18,7 @@ def build_backbone(cfg: CfgNode) -> Backbone:
         ValueError: an unknown name, sizes that do not fit each other, or MODEL.ACT_CHECKPOINT for
             one of your own that does not say what its blocks are.
     """
-    make = pick(BACKBONES, cfg.MODEL.NAME)
+    make = BACKBONES.get(cfg.MODEL.NAME)
     backbone: Backbone = make(
         num_classes=cfg.MODEL.NUM_CLASSES,
         num_frames=cfg.DATA.NUM_FRAMES,
@@ -33,7 +33,7 @@ def build_backbone(cfg: CfgNode) -> Backbone:
 
 def build_prompt(cfg: CfgNode) -> MotionPrompt:
     """Make one motion prompt, with its own power normalisation, from the section PROMPT."""
-    make = pick(POWER_NORMS, cfg.PROMPT.POWER_NORM)
+    make = POWER_NORMS.get(cfg.PROMPT.POWER_NORM)
     return MotionPrompt(
         make(**section_kwargs(cfg.PROMPT[cfg.PROMPT.POWER_NORM.upper()])),
         luma=cfg.PROMPT.LUMA,

@@ -1,6 +1,10 @@
-"""The paper: frame differences, power normalisation, attention, prompts and their variation."""
+"""The paper: frame differences, power normalisation, attention, prompts and their variation.
 
+Needs torch and nothing else.
+"""
+
+from vmp.prompts.attach import PromptedModel, PromptedOutput, attach
 from vmp.prompts.layer import MotionPrompt
 from vmp.prompts.power_norm import POWER_NORMS
 
-__all__ = ["POWER_NORMS", "MotionPrompt"]
+__all__ = ["POWER_NORMS", "MotionPrompt", "PromptedModel", "PromptedOutput", "attach"]

@@ -1,23 +1,56 @@
 """A registry of plain-argument callables, and the way from a config section to their arguments."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
-from fvcore.common.registry import Registry
-
-__all__ = ["Registry", "pick", "section_kwargs"]
+Entry = TypeVar("Entry", bound=Callable[..., Any])
 
 
-def pick(registry: Registry, name: str) -> Any:
-    """Return the entry of `registry` called `name`.
+class Registry:
+    """Functions and classes by name; iterating gives (name, entry) in the order of registration.
 
-    Raises:
-        ValueError: nothing is registered under that name; the message lists what is.
+    Args:
+        kind: what the entries are, for error messages.
     """
-    if name not in registry:
-        known = ", ".join(sorted(key for key, _ in registry))
-        raise ValueError(f"{name!r} is not registered; there are: {known}")
-    return registry.get(name)
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, Callable[..., Any]] = {}
+
+    def register(self, name: str = "") -> Callable[[Entry], Entry]:
+        """Return a decorator that registers what it decorates, under `name` or its own.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+
+        def add(entry: Entry) -> Entry:
+            key = name or entry.__name__
+            if key in self._entries:
+                raise ValueError(
+                    f"there is a {self.kind} called {key!r} already; take another name"
+                )
+            self._entries[key] = entry
+            return entry
+
+        return add
+
+    def get(self, name: str) -> Any:
+        """Return the entry called `name`.
+
+        Raises:
+            ValueError: nothing is registered under that name; the message lists what is.
+        """
+        if name not in self._entries:
+            known = ", ".join(sorted(self._entries))
+            raise ValueError(f"{name!r} is not registered; there are: {known}")
+        return self._entries[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return iter(self._entries.items())
 
 
 def section_kwargs(section: Mapping[str, Any]) -> dict[str, Any]:
