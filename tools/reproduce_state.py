@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import simplejson
 from fvcore.common.config import CfgNode
-from preflight_disk import build_bytes, build_network_name, free_bytes
+from preflight_disk import build_bytes, build_network_name
+from preflight_disk import free_bytes as free_bytes
 from reproduce_cells import (
     DATA_SETS,
     Cell,

@@ -1,6 +1,11 @@
-"""Train and test a model: `python tools/run_net.py --cfg configs/... [KEY VALUE ...]`."""
+"""Train and test a model: `python tools/run_net.py --cfg configs/... [KEY VALUE ...]`.
+
+With --dry-run nothing is trained: all is built on the CPU, one batch goes through, and what the run
+takes and what is doubtful about it is told.
+"""
 
 import argparse
+import sys
 
 from vmp.utils import signals
 
@@ -13,18 +18,29 @@ from fvcore.common.config import CfgNode  # noqa: E402
 from vmp.config import load_cfg  # noqa: E402
 from vmp.utils.cli import run_cli  # noqa: E402
 
+DRY_RUN = "--dry-run"
+
 
 def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Read the command line; --dry-run may come after the overrides as well."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cfg", required=True, metavar="FILE", help="a YAML file of configs/")
+    parser.add_argument(
+        DRY_RUN, action="store_true", help="look before you train; OUTPUT_DIR stays as it is"
+    )
     parser.add_argument(
         "opts",
         nargs=argparse.REMAINDER,
         metavar="KEY VALUE",
         help="overrides, as TRAIN.INIT_FROM x3d_m.pyth; GETTING_STARTED.md lists the usual ones",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if DRY_RUN in args.opts:
+        args.opts = [word for word in args.opts if word != DRY_RUN]
+        args.dry_run = True
+    return args
 
 
 def tell_last_checkpoint(cfg: CfgNode) -> str:
@@ -50,9 +66,13 @@ def run_watched(cfg: CfgNode) -> None:
 
 
 def main() -> None:
-    """Train, then test, as the config says."""
+    """Train, then test, as the config says; or only look."""
     args = parse_args()
     cfg = load_cfg(args.cfg, args.opts)
+    if args.dry_run:
+        from preflight import dry_run
+
+        sys.exit(dry_run(args.cfg, args.opts))
     from vmp.engine import launch  # torch: after all that can be wrong with the command line
 
     launch(
