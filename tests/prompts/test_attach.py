@@ -430,4 +430,5 @@ def test_the_code_of_the_page_runs(number, monkeypatch):
         pytest.importorskip(name, reason=f"the example needs {name}")
     names = {}
     exec(block, names)
-    assert all(each.grad is not None for each in names["model"].prompts.parameters())
+    prompt = names["model"].prompts if "model" in names else names["layer"]
+    assert all(each.grad is not None for each in prompt.parameters())
