@@ -10,7 +10,7 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from vmp.data.backends import _to_rgb
+from vmp.data.backends import to_rgb
 from vmp.data.frame_index import MAX_PIXELS, FrameIndex
 
 
@@ -79,7 +79,7 @@ def _picture(scaler: VideoReformatter, frame: av.VideoFrame, size: tuple[int, in
     if (frame.height, frame.width) == size:
         return frame.to_ndarray(format="rgb24")
     scaled = np.empty((*size, 3), np.uint8)
-    _to_rgb(scaler, frame, scaled)
+    to_rgb(scaler, frame, scaled)
     return scaled
 
 

@@ -119,7 +119,7 @@ class PyAV:
         with as_decode_errors(self.source.path):
             for run in plan_runs(self.index.keys, numbers):
                 for number, frame in self.decode(run, deadline):
-                    _to_rgb(scaler, frame, frames[places[number]])
+                    to_rgb(scaler, frame, frames[places[number]])
                     del frame  # a full-size picture less while the next ones are decoded
         return frames
 
@@ -259,7 +259,7 @@ def _is_key_lost(keys_due: list[int], number: int) -> bool:
     return lost
 
 
-def _to_rgb(scaler: VideoReformatter, frame: VideoFrame, out: Frames) -> None:
+def to_rgb(scaler: VideoReformatter, frame: VideoFrame, out: Frames) -> None:
     """Convert to RGB in `out` (H, W, 3) while scaling; one scaler does all frames of a clip.
 
     At full size it is what PyAV's own `to_rgb` gives, bit for bit; in planes, scaling is faster.
@@ -343,7 +343,7 @@ class TorchCodec:
             # an AVI has no time stamps of its own, and those of B-frames are guesses
             guessed = container.format.name == "avi" and stream.codec_context.has_b_frames
             shown = np.empty((index.height, index.width, 3), np.uint8)
-            _to_rgb(VideoReformatter(), next(container.decode(stream)), shown)
+            to_rgb(VideoReformatter(), next(container.decode(stream)), shown)
         self._from_start = bool(len(index.checksums)) or index.label != "pts" or guessed
         keys = {0} if self._from_start else set(index.keys.tolist())
         stamps = enumerate(index.stamps.tolist())
@@ -485,7 +485,7 @@ class Decord:
                 reason = "its frames are damaged or change their size"
                 raise _not_with("decord", self.source, reason)
             right = np.empty((*size, 3), np.uint8)
-            _to_rgb(scaler, frame, right)
+            to_rgb(scaler, frame, right)
             pairs = [*pairs[-1:], (picture, right)]
             if not are_same_pictures(pairs):
                 raise _not_with("decord", self.source, f"it gives another frame {number}")

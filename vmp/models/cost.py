@@ -1,15 +1,19 @@
 """What a model costs: parameters, and multiply-adds of one view."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from fvcore.nn import FlopCountAnalysis
-from fvcore.nn.jit_handles import get_shape
 from torch import nn
 
 from vmp.models.video_model import VideoModel
+
+with warnings.catch_warnings():  # it scripts its losses when imported, of which newer torch warns
+    warnings.filterwarnings("ignore", ".*torch.jit.script.*")
+    from fvcore.nn import FlopCountAnalysis
+    from fvcore.nn.jit_handles import get_shape
 
 
 class Cost(NamedTuple):
