@@ -54,15 +54,16 @@ def tell_last_checkpoint(cfg: CfgNode) -> str:
 
 
 def run_watched(cfg: CfgNode) -> None:
-    """Train, then test; TensorBoard gets panels of the prompts."""
+    """Train, then test; the boards get panels of the prompts and confusion matrices."""
     from vmp.engine import run
 
-    if not (cfg.TRAIN.ENABLE and cfg.TENSORBOARD and cfg.PROMPT.ENABLE):
+    if not (cfg.TENSORBOARD or cfg.WANDB.PROJECT):
         run(cfg)
         return
-    from vmp.visualization.watch import prompt_pictures  # matplotlib, for these alone
+    # matplotlib, for these alone
+    from vmp.visualization.watch import confusion_pictures, prompt_pictures
 
-    run(cfg, prompt_pictures)
+    run(cfg, prompt_pictures, confusion_pictures)
 
 
 def main() -> None:

@@ -26,8 +26,12 @@ _C.DIST_TIMEOUT = 600
 _C.DIST_INIT_TIMEOUT = 300
 # Updates between two log lines.
 _C.LOG_PERIOD = 10
-# Write TensorBoard scalars to OUTPUT_DIR/tensorboard.
+# Write numbers and pictures for TensorBoard to OUTPUT_DIR/tensorboard.
 _C.TENSORBOARD = True
+_C.WANDB = CfgNode()
+# Project of Weights & Biases (the extra "wandb") to show the run in as well; "": none. Entity, mode
+# and the like come from wandb's own environment variables.
+_C.WANDB.PROJECT = ""
 
 # ---------------------------------------------------------------- data
 _C.DATA = CfgNode()

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from vmp.data.clips import Batch, Failure
 from vmp.data.loader import EvalPlan
 from vmp.data.records import VideoRecord
 from vmp.engine.agreement import get_on
-from vmp.engine.progress import progress_bar
+from vmp.engine.progress import Waiting, describe_pace, progress_bar
 from vmp.engine.provenance import describe_records
 from vmp.engine.score_store import Scores, ScoreStore, join
 from vmp.engine.step import autocast
@@ -125,11 +126,14 @@ def _evaluate(
     failures: list[Failure] = []
     reason = ""
     underway: deque[_Underway] = deque()
+    waiting, tally = Waiting(loader.epoch(0)), _Tally(loader)
     with progress_bar(len(loader), "evaluate") as bar:
-        whole = (_fill_up(batch, loader.num_views, plan) for batch in loader.epoch(0))
+        whole = (_fill_up(batch, loader.num_views, plan) for batch in waiting)
         for batch in ahead(whole, device):
             if reason := get_on(stop()):
                 break
+            if not bar.disable:
+                bar.set_postfix_str(tally.describe(scores, waiting.seconds), refresh=False)
             bar.update()
             failures += batch.failures
             if len(batch.label):
@@ -140,6 +144,25 @@ def _evaluate(
     if store is not None:
         store.close()
     return scores, failures, reason
+
+
+class _Tally:
+    """Says, for a bar, how an evaluation gets on."""
+
+    def __init__(self, loader: ClipLoader) -> None:
+        self._loader, self._began = loader, time.perf_counter()
+        self._counted, self._views, self._right = 0, 0, 0
+
+    def describe(self, scores: Sequence[Scores], waited: float) -> str:
+        """Return how fast it goes, and the top-1 of the views in `scores`, which only grows."""
+        for each in scores[self._counted :]:
+            video = (each.item // self._loader.num_views).tolist()
+            labels = torch.tensor([self._loader.records[index].label for index in video])
+            self._views += len(video)
+            self._right += int((each.logits.argmax(1) == labels).sum())
+        self._counted = len(scores)
+        pace = describe_pace(self._views, time.perf_counter() - self._began, waited)
+        return f"{pace}, top1 of views {100 * self._right / max(1, self._views):.3g}"
 
 
 class _Underway(NamedTuple):

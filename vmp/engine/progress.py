@@ -19,10 +19,47 @@ from vmp.utils.distributed import average, gather_objects, get_world_size, is_ma
 logger = logging.getLogger(__name__)
 
 
+BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
+
 def progress_bar(total: int, title: str, done: int = 0) -> "tqdm[Any]":
-    """Return a bar of `total` steps, `done` before; it shows on rank 0 of a run in a terminal."""
-    silent = not (is_main() and sys.stderr.isatty())
-    return tqdm(total=total, initial=done, desc=title, disable=silent, leave=False)
+    """Return a bar of `total` steps, `done` before; it shows on rank 0 of a run in a terminal.
+
+    TQDM_DISABLE=1 switches it off, like any of tqdm.
+    """
+    # an argument would win over the environment: it is given only where there must be no bar
+    options: dict[str, Any] = {} if is_main() and sys.stderr.isatty() else {"disable": True}
+    options |= {"leave": False, "dynamic_ncols": True, "bar_format": BAR}
+    return tqdm(total=total, initial=done, desc=title, **options)
+
+
+def describe_pace(clips: int, seconds: float, waited: float) -> str:
+    """Return how fast it goes, for a bar.
+
+    Args:
+        clips: of this rank; all ranks are taken to be as fast.
+        seconds: that they took.
+        waited: seconds of these in which this process waited for data.
+    """
+    seconds = max(seconds, 1e-9)
+    rate = clips / seconds * get_world_size()
+    return f"{rate:.3g} clips/s, waits {waited / seconds:.0%}"
+
+
+class TimeLeft:
+    """Tells how long the rest of a training takes, validations and all, at the pace so far.
+
+    Args:
+        step: updates done before this process began.
+    """
+
+    def __init__(self, step: int) -> None:
+        self._first, self._began = step, time.perf_counter()
+
+    def describe(self, step: int, last: int) -> str:
+        """Return hours, minutes and seconds from update `step`, just done, to `last`."""
+        each = (time.perf_counter() - self._began) / max(1, step - self._first)
+        return str(tqdm.format_interval(each * (last - step)))
 
 
 def log_cost(model: VideoModel, num_frames: int, crop_size: int) -> None:
@@ -85,6 +122,10 @@ class Progress:
         for failure in (failure for batch in batches for failure in batch.failures):
             self._replaced += 1
             logger.warning("replaced in training: %s: %s", failure.path, failure.reason)
+
+    def describe_pace(self, waited: float) -> str:
+        """Return how fast this period goes, for a bar; does not wait for the device."""
+        return describe_pace(self._clips, time.perf_counter() - self._began, waited)
 
     def flush(self, step: int, waited: float) -> dict[str, float]:
         """Return the means over all ranks since the last call; waits for the device.

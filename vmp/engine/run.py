@@ -11,7 +11,7 @@ from vmp.engine.lock import RunLock
 from vmp.engine.provenance import describe_machine, shared_config
 from vmp.engine.stopping import stop_together
 from vmp.engine.testing import test
-from vmp.engine.training import Watch, train
+from vmp.engine.training import Chart, Watch, train
 from vmp.utils.distributed import (
     broadcast_object,
     get_rank,
@@ -24,12 +24,13 @@ from vmp.utils.signals import Interrupted, stop_requested
 logger = logging.getLogger(__name__)
 
 
-def run(cfg: CfgNode, watch: Watch | None = None) -> None:
+def run(cfg: CfgNode, watch: Watch | None = None, chart: Chart | None = None) -> None:
     """Train, then test, as TRAIN.ENABLE and TEST.ENABLE say; in every process of the run.
 
     Args:
         cfg: of the run.
         watch: see `train`.
+        chart: see `train` and `test`.
 
     Raises:
         Interrupted: a signal asked to stop; all is saved, and the same run goes on from there.
@@ -42,10 +43,10 @@ def run(cfg: CfgNode, watch: Watch | None = None) -> None:
     try:
         check_agreement(shared_config(cfg.dump()) | versions)
         if cfg.TRAIN.ENABLE:
-            train(cfg, watch)
+            train(cfg, watch, chart)
         if cfg.TEST.ENABLE:
             stop_together(stop_requested(), "before the test")
-            test(cfg)
+            test(cfg, chart)
     except Interrupted as error:
         logger.info("%s", error)
         raise

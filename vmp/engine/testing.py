@@ -1,11 +1,14 @@
 """The test of a trained model."""
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from fvcore.common.config import CfgNode
 
 from vmp.data import build_loader
@@ -15,10 +18,12 @@ from vmp.engine.checkpoint import list_checkpoints
 from vmp.engine.dimming import RULE, join_dimming, log_dimming, measure_dimming
 from vmp.engine.evaluate import describe_test, predict, write_results
 from vmp.engine.progress import log_cost
-from vmp.engine.provenance import build_provenance
+from vmp.engine.provenance import build_provenance, deciding_config
 from vmp.engine.score_store import ScoreStore
 from vmp.engine.trained import check_whole
+from vmp.engine.training import Chart, require_wandb
 from vmp.models import build_model, load_pretrained
+from vmp.utils.boards import Boards, open_boards
 from vmp.utils.distributed import broadcast_object, get_rank, get_world_size, is_main
 from vmp.utils.logging import readable
 from vmp.utils.signals import stop_requested
@@ -26,14 +31,20 @@ from vmp.utils.signals import stop_requested
 logger = logging.getLogger(__name__)
 
 
-def test(cfg: CfgNode) -> None:
+def test(cfg: CfgNode, chart: Chart | None = None) -> None:  # noqa: PT028  (no test of pytest's)
     """Test TEST.CHECKPOINT_FILE_PATH, or the run's newest checkpoint, with several views.
 
-    Writes predictions.npz and test_results.json to OUTPUT_DIR.
+    Writes predictions.npz and test_results.json to OUTPUT_DIR, and shows the metrics on the boards.
+
+    Args:
+        cfg: of the run.
+        chart: draws the confusion matrix for the boards, on rank 0.
 
     Raises:
-        ValueError: there is no checkpoint, or it does not fit the model.
+        ValueError: there is no checkpoint, or it does not fit the model, or WANDB.PROJECT is set
+            and `wandb` is not there.
     """
+    require_wandb(cfg.WANDB.PROJECT)
     device = build_device(cfg)
     torch.manual_seed(cfg.RNG_SEED)
     model = build_model(cfg).to(device)
@@ -73,8 +84,28 @@ def test(cfg: CfgNode) -> None:
         counts["videos"],
     )
     log_dimming(dimming)
+    boards = open_boards(
+        cfg.OUTPUT_DIR,
+        tensorboard=cfg.TENSORBOARD,
+        wandb=cfg.WANDB.PROJECT,
+        config=yaml.safe_load(cfg.dump()),
+        hparams=deciding_config(cfg.dump()),
+    )
+    with contextlib.closing(boards):
+        _show(boards, results, loader.class_names, chart)
     _log_failures(results["not_evaluated"])
     logger.info("wrote %s", Path(cfg.OUTPUT_DIR) / "test_results.json")
+
+
+def _show(
+    boards: Boards, results: Mapping[str, Any], class_names: Sequence[str], chart: Chart | None
+) -> None:
+    """Show what a test has found, at the step at which its weights were trained."""
+    step = results["trained"].get("step", 0)
+    boards.write("test", step, results["metrics"])
+    if chart is not None:
+        matrix = torch.tensor(results["confusion_matrix"])
+        boards.draw(step, partial(chart, matrix, class_names, "test/confusion"))
 
 
 def _log_failures(failures: Sequence[Mapping[str, Any]], shown: int = 20) -> None:

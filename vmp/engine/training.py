@@ -2,16 +2,16 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import simplejson
+import yaml
 from fvcore.common.config import CfgNode
 from torch import Tensor
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vmp.data import ClipLoader, build_loader
 from vmp.engine.agreement import check_agreement
@@ -20,8 +20,16 @@ from vmp.engine.checkpoint import keep_best, list_checkpoints, read_newest
 from vmp.engine.dimming import join_dimming, log_dimming, measure_dimming
 from vmp.engine.evaluate import compute_metrics, count_videos, predict
 from vmp.engine.normalization import average_buffers, recompute_statistics
-from vmp.engine.progress import NonFiniteLossError, Progress, Waiting, log_cost, progress_bar
+from vmp.engine.progress import (
+    NonFiniteLossError,
+    Progress,
+    TimeLeft,
+    Waiting,
+    log_cost,
+    progress_bar,
+)
 from vmp.engine.provenance import (
+    deciding_config,
     describe_machine,
     describe_prompts,
     describe_records,
@@ -31,8 +39,10 @@ from vmp.engine.saver import Plan, Saver, check_weights
 from vmp.engine.state import restore_state
 from vmp.engine.step import Learner, train_step
 from vmp.engine.transfer import ahead
+from vmp.metrics import confusion_matrix
 from vmp.models import PretrainedReport, VideoModel, load_pretrained
 from vmp.models.freeze import warn_of_frozen_start
+from vmp.utils.boards import check_wandb
 from vmp.utils.distributed import broadcast_object, get_rank, get_world_size, is_main
 from vmp.utils.files import read_tensors, write_text
 from vmp.utils.logging import RunLog, readable
@@ -42,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 # (model, clip (3, T, H, W) uint8 as the model takes it) -> pictures (H, W, 3) uint8 by name
 Watch = Callable[[VideoModel, Tensor], Mapping[str, Any]]
+# (confusion matrix (C, C), names of the classes, name of the picture) -> pictures likewise
+Chart = Callable[[Tensor, Sequence[str], str], Mapping[str, Any]]
 
 
 def build_plan(cfg: CfgNode, records: str) -> Plan:
@@ -63,19 +75,22 @@ def build_plan(cfg: CfgNode, records: str) -> Plan:
     )
 
 
-def train(cfg: CfgNode, watch: Watch | None = None) -> None:
+def train(cfg: CfgNode, watch: Watch | None = None, chart: Chart | None = None) -> None:
     """Train a model from scratch, from TRAIN.INIT_FROM, or from where the run stopped.
 
     Args:
         cfg: of the run.
-        watch: draws pictures for TensorBoard after each epoch, on rank 0, always of one clip.
+        watch: draws pictures for the boards after each epoch, on rank 0, always of one clip.
+        chart: draws the confusion matrix of each validation for them, on rank 0.
 
     Raises:
         Interrupted: a signal asked to stop; a checkpoint of this very step is written.
         OSError: the last checkpoint can't be written.
         NonFiniteLossError: the loss or the weights became NaN or infinite; on all ranks.
-        ValueError: data, weights or what lies in OUTPUT_DIR do not fit the config.
+        ValueError: data, weights or what lies in OUTPUT_DIR do not fit the config, or
+            WANDB.PROJECT is set and `wandb` is not there.
     """
+    require_wandb(cfg.WANDB.PROJECT)
     with (
         build_loader(cfg, "train", get_rank(), get_world_size()) as loader,
         build_validation(cfg) as validation,
@@ -96,11 +111,21 @@ def train(cfg: CfgNode, watch: Watch | None = None) -> None:
             plan.output_dir,
             enabled=is_main(),
             tensorboard=cfg.TENSORBOARD,
+            wandb=cfg.WANDB.PROJECT,
+            config=yaml.safe_load(plan.config),
+            hparams=deciding_config(plan.config),
             step=learner.step,
             again=("val",) if learner.closing else (),
         )
         log.write("start", learner.step, {"origin": origin, "machine": describe_machine()})
-        _train_epochs(learner, loader, validation, plan, log, watch)
+        _train_epochs(learner, loader, validation, plan, log, watch, chart)
+
+
+def require_wandb(project: str) -> None:
+    """Raise ValueError, on all ranks, where rank 0 can't show the run in `project`; "" is none."""
+    missing = broadcast_object(check_wandb(project) if is_main() else "")
+    if missing:
+        raise ValueError(missing)
 
 
 def build_validation(cfg: CfgNode) -> contextlib.AbstractContextManager[ClipLoader | None]:
@@ -139,13 +164,15 @@ def _train_epochs(
     plan: Plan,
     log: RunLog,
     watch: Watch | None,
+    chart: Chart | None,
 ) -> None:
     saver = Saver(learner, plan)
+    left = TimeLeft(learner.step)
     try:
         while learner.epoch < plan.max_epoch or learner.closing:
             if not learner.closing:
-                _train_epoch(learner, loader, plan, log, saver)
-            _finish_epoch(learner, loader, validation, plan, log, saver)
+                _train_epoch(learner, loader, plan, log, saver, left)
+            _finish_epoch(learner, loader, validation, plan, log, saver, chart)
             if watch is not None:
                 log.draw(learner.step, partial(_watch, watch, learner, loader))
         saver.finish()
@@ -222,7 +249,12 @@ def _resume(learner: Learner, plan: Plan, *, allowed: bool) -> str:
 
 
 def _train_epoch(
-    learner: Learner, loader: ClipLoader, plan: Plan, log: RunLog, saver: Saver
+    learner: Learner,
+    loader: ClipLoader,
+    plan: Plan,
+    log: RunLog,
+    saver: Saver,
+    left: TimeLeft,
 ) -> None:
     """Make the updates of an epoch, from where a checkpoint within it was taken."""
     epoch, done = learner.epoch, learner.update
@@ -232,32 +264,32 @@ def _train_epoch(
     waiting = Waiting(loader.epoch(epoch, start=done * plan.accumulate))
     coming = ahead(waiting, learner.device, per_update=plan.accumulate)
     groups = iter(lambda: list(islice(coming, plan.accumulate)), [])
-    title = f"epoch {epoch + 1}/{plan.max_epoch}"
-    with _lines_above(progress_bar(updates, title, done)) as bar:
+    title, last = f"epoch {epoch + 1}/{plan.max_epoch}", plan.max_epoch * updates
+    told = ""  # of the last log line: the bar asks the device for nothing
+    with progress_bar(updates, title, done) as bar:
         for number, batches in enumerate(groups, start=done):
             where = epoch + number / updates
             progress.add(batches, train_step(learner, batches, where))
+            if not bar.disable:
+                pace = progress.describe_pace(waiting.seconds)
+                rest = left.describe(learner.step, last)
+                bar.set_postfix_str(f"{pace}{told}, run left {rest}", refresh=False)
             bar.update()
             if learner.step % plan.log_period == 0 or number == updates - 1:
                 values: dict[str, Any] = dict(progress.flush(learner.step, waiting.take_seconds()))
                 values["lr"] = learner.schedule(where)
                 values["prompt"] = describe_prompts(learner.model)
                 log.write("train", learner.step, values | {"epoch": round(where, 4)})
-                logger.info("epoch %.2f  step %d  %s", where, learner.step, readable(values))
+                rest = left.describe(learner.step, last)
+                line = readable(values)
+                logger.info("epoch %.2f  step %d  %s  left %s", where, learner.step, line, rest)
+                told = "".join(
+                    f", {name} {values[name]:.3g}" for name in ("loss", "top1") if name in values
+                )
             if number < updates - 1:  # the last is saved after what ends an epoch
                 learner.update = number + 1
                 saver.after_step()
     learner.epoch, learner.update = epoch + 1, 0
-
-
-@contextlib.contextmanager
-def _lines_above(bar: Any) -> Any:
-    """Show the bar, and log lines above it."""
-    # where no bar shows, the redirection would only bring all ranks' lines to the terminal
-    vmp = logging.getLogger("vmp")
-    lines = contextlib.nullcontext() if bar.disable else logging_redirect_tqdm([vmp])
-    with bar, lines:
-        yield bar
 
 
 def _finish_epoch(
@@ -267,6 +299,7 @@ def _finish_epoch(
     plan: Plan,
     log: RunLog,
     saver: Saver,
+    chart: Chart | None,
 ) -> None:
     """Bring the ranks' statistics together, validate and write a checkpoint when it is time."""
     last = learner.epoch == plan.max_epoch
@@ -289,7 +322,7 @@ def _finish_epoch(
     if validate and validation is not None:
         with saver.stoppable():
             check_weights(learner)
-            top1 = _validate(learner, validation, log)
+            top1 = _validate(learner, validation, log, chart)
         best = saver.beats_best(top1)
     learner.closing = False
     if save or best:
@@ -297,7 +330,7 @@ def _finish_epoch(
     saver.after_epoch(saved=save or best)
 
 
-def _validate(learner: Learner, validation: ClipLoader, log: RunLog) -> float:
+def _validate(learner: Learner, validation: ClipLoader, log: RunLog, chart: Chart | None) -> float:
     """Log the metrics of the validation set, and return the top-1."""
     predictions = predict(
         learner.evaluated,
@@ -314,4 +347,7 @@ def _validate(learner: Learner, validation: ClipLoader, log: RunLog) -> float:
     log.write("val", learner.step, values | {"epoch": learner.epoch})
     logger.info("epoch %d  validation  %s", learner.epoch, readable(metrics))
     log_dimming(dimming)
+    if chart is not None:
+        matrix = confusion_matrix(predictions.scores, predictions.labels)
+        log.draw(learner.step, partial(chart, matrix, validation.class_names, "val/confusion"))
     return metrics["top1"]

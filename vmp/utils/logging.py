@@ -1,4 +1,4 @@
-"""What a run says: lines for people, lines of JSON for programs, and TensorBoard scalars."""
+"""What a run says: lines for people, lines of JSON for programs, and numbers on boards."""
 
 import contextlib
 import io
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import simplejson
+from tqdm import tqdm
 
+from vmp.utils.boards import Boards, numbers, open_boards
 from vmp.utils.files import write_text
-from vmp.utils.mappings import flatten
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +33,20 @@ def setup_logging(output_dir: str | Path, *, rank: int = 0) -> None:
         handler.close()
     root.setLevel(logging.DEBUG)
     root.propagate = False
-    terminal = logging.StreamHandler(sys.stderr)
+    terminal = _TerminalHandler(sys.stderr)
     terminal.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     file = _FileHandler(folder / ("log.txt" if rank == 0 else f"log.rank{rank}.txt"))
     for handler in (terminal, file):
         handler.setFormatter(logging.Formatter(FORMAT, datefmt="%H:%M:%S"))
         root.addHandler(handler)
+
+
+class _TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]  # Python 3.11 takes one
+    """One whose lines stand above a progress bar, whoever shows it, and do not tear it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 class _FileHandler(logging.FileHandler):
@@ -56,14 +65,17 @@ class _FileHandler(logging.FileHandler):
 
 
 class RunLog:
-    """Writes one record a call: a JSON line in log.jsonl and scalars in tensorboard/.
+    """Writes one record a call: a JSON line in log.jsonl, and its numbers on the boards.
 
     On a full disk lines wait until there is room, and TensorBoard gets no more; both is told once.
 
     Args:
         output_dir: folder of the run.
         enabled: False on ranks other than 0: nothing is written.
-        tensorboard: write the scalars too.
+        tensorboard: write to tensorboard/ too.
+        wandb: project of Weights & Biases to send them to, "": none.
+        config: of the run, for Weights & Biases.
+        hparams: of the run, for TensorBoard's table of hyper-parameters.
         step: updates done. What a killed run recorded beyond it is taken out first: it will be
             recorded again.
         again: kinds of records that will be recorded again at `step` itself.
@@ -75,11 +87,14 @@ class RunLog:
         *,
         enabled: bool,
         tensorboard: bool,
+        wandb: str = "",
+        config: Mapping[str, Any] | None = None,
+        hparams: Mapping[str, Any] | None = None,
         step: int = 0,
         again: Collection[str] = (),
     ) -> None:
         self._file = None
-        self._writer = None
+        self._boards = Boards({})
         self._waiting = b""  # lines not written yet
         self._full = False
         if not enabled:
@@ -88,10 +103,14 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         _cut(folder / "log.jsonl", step, again)
         self._file = (folder / "log.jsonl").open("ab", buffering=0)
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._boards = open_boards(
+            folder,
+            tensorboard=tensorboard,
+            wandb=wandb,
+            config=config,
+            hparams=hparams,
+            purge_step=step + 1,
+        )
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Record `values` (numbers, texts, mappings of them) of `kind` at update `step`."""
@@ -100,28 +119,11 @@ class RunLog:
         record = {"kind": kind, "step": step, **values}
         self._waiting += (simplejson.dumps(record, ignore_nan=True) + "\n").encode()
         self._write_waiting(self._file)
-        try:
-            if self._writer is not None:
-                for name, value in _numbers(values).items():
-                    self._writer.add_scalar(f"{kind}/{name}", value, step)
-        except OSError as error:
-            logger.warning("TensorBoard gets no more of this run: %s", error)
-            self._writer = None
+        self._boards.write(kind, step, values)
 
     def draw(self, step: int, make: Callable[[], Mapping[str, Any]]) -> None:
-        """Show the pictures that `make` returns, (H, W, 3) uint8 by name, in TensorBoard.
-
-        Where that is not written `make` is not called. No picture is worth a training: an error is
-        a warning.
-        """
-        if self._writer is None:
-            return
-        try:
-            for name, picture in make().items():
-                self._writer.add_image(name, picture, step, dataformats="HWC")
-        except Exception as error:
-            logger.warning("no pictures of step %d: %s", step, error)
-            logger.debug("their error", exc_info=True)
+        """Show the pictures that `make` returns on the boards, see `Boards.draw`."""
+        self._boards.draw(step, make)
 
     def _write_waiting(self, file: io.FileIO) -> None:
         try:
@@ -139,9 +141,7 @@ class RunLog:
             self._write_waiting(self._file)
             with contextlib.suppress(OSError):  # a file server may tell of a full disk only now
                 self._file.close()
-        if self._writer is not None:
-            with contextlib.suppress(OSError):
-                self._writer.close()
+        self._boards.close()
 
 
 def _cut(path: Path, step: int, again: Collection[str]) -> None:
@@ -160,11 +160,6 @@ def _cut(path: Path, step: int, again: Collection[str]) -> None:
         write_text(path, "".join(kept))
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    flat = flatten(values, "/").items()
-    return {name: float(value) for name, value in flat if isinstance(value, int | float)}
-
-
 def readable(values: Mapping[str, Any]) -> str:
     """Return `loss 1.234  top1 56.2  ...` for a line that a person reads."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in _numbers(values).items())
+    return "  ".join(f"{name} {value:.4g}" for name, value in numbers(values).items())

@@ -1,5 +1,6 @@
-"""Panels while a training goes on, for TensorBoard."""
+"""Pictures while a training goes on, for TensorBoard and the like."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from vmp.models import VideoModel
 from vmp.models.video_model import take_frames
 from vmp.prompts import MotionPrompt
+from vmp.visualization.confusion import draw_confusion
 from vmp.visualization.panel import Picture, picture_of, prompt_panel
 
 STEPS = 6
@@ -35,3 +37,9 @@ def prompt_pictures(model: VideoModel, clip: Tensor) -> dict[str, Picture]:
         figure = prompt_panel(layer, part, max_steps=STEPS)
         pictures[f"prompt/{pathway}"] = picture_of(figure, DPI)
     return pictures
+
+
+def confusion_pictures(matrix: Tensor, class_names: Sequence[str], name: str) -> dict[str, Picture]:
+    """Return a confusion matrix (C, C) as a picture (H, W, 3) uint8 under `name`."""
+    figure = draw_confusion(matrix, class_names, name.partition("/")[0])
+    return {name: picture_of(figure, DPI)}
