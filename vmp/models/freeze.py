@@ -96,6 +96,11 @@ def _is_stage(layer: nn.Module) -> bool:
     return any(name.rpartition(".")[2] == "res_blocks" for name, _ in layer.named_modules())
 
 
+def find_head(model: VideoModel) -> nn.Module:
+    """Return the layer that gives the logits, of features (..., C) of every place the head sees."""
+    return _head(_layers(model.backbone.net)[0][-1])
+
+
 def _head(last: Any) -> nn.Module:
     """Return the linear layer of the last layer: itself, or within pytorchvideo's head."""
     head: nn.Module = last if isinstance(last, nn.Linear) else last.proj
