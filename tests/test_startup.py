@@ -54,6 +54,15 @@ def test_a_tool_answers_a_question_or_a_wrong_command_without_torch(tool, words,
     assert not modules & (RARE | {"torch", "av"})
 
 
+@pytest.mark.parametrize(
+    ("words", "wanted"), [([], None), (["run_net", "--help"], 0), (["run_net"], 2)]
+)
+def test_the_package_lists_and_starts_tools_without_torch(words, wanted):
+    status, modules, _ = loaded(RUN, str(ROOT / "vmp" / "__main__.py"), *words)
+    assert status == wanted
+    assert not modules & (RARE | {"torch", "av"})
+
+
 def test_what_is_wrong_with_a_config_is_told_without_torch(tmp_path):
     (tmp_path / "wrong.yaml").write_text("TRAIN: {BATCH_SIZES: 8}\n")
     path = str(ROOT / "tools" / "run_net.py")

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.conftest import ROOT
 from vmp.config import defaults, get_cfg, load_cfg
+
+CONFIGS = ROOT / "configs"
 
 
 def write(folder, name="a.yaml", **values):
@@ -161,3 +164,33 @@ def test_missing_files_and_circles_are_named(tmp_path):
     circle = write(tmp_path, "circle.yaml", _BASE_="circle.yaml")
     with pytest.raises(ValueError, match="leads back to itself"):
         load_cfg(circle)
+
+
+def test_recipes_are_found_from_any_folder_and_the_log_says_which(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    cfg = load_cfg("configs/MotionShapes/X3D_XS_VMP.yaml")
+    assert cfg == load_cfg(CONFIGS / "MotionShapes" / "X3D_XS_VMP.yaml")
+    (told,) = caplog.messages
+    assert told.endswith(f"{CONFIGS}/MotionShapes/X3D_XS_VMP.yaml is read")
+
+
+def test_a_recipe_of_ones_own_builds_on_ours_from_any_folder(tmp_path):
+    (tmp_path / "mine.yaml").write_text("_BASE_: [configs/base/X3D_M.yaml]\nRNG_SEED: 7\n")
+    cfg = load_cfg(tmp_path / "mine.yaml")
+    assert (cfg.MODEL.NAME, cfg.RNG_SEED) == ("x3d", 7)
+
+
+def test_a_file_that_is_there_comes_before_ours(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "configs" / "MotionShapes"
+    own.mkdir(parents=True)
+    (own / "X3D_XS.yaml").write_text("RNG_SEED: 7\n")
+    assert load_cfg("configs/MotionShapes/X3D_XS.yaml").RNG_SEED == 7
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("path", ["configs/base/NONE.yaml", "/configs/MotionShapes/X3D_XS.yaml"])
+def test_no_other_recipe_stands_in_for_one_that_nobody_has(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"{path}: there is no file {path}"):
+        load_cfg(path)

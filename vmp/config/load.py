@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,27 @@ from fvcore.common.config import CfgNode
 
 from vmp.config.check import check_cfg
 from vmp.config.defaults import get_cfg
+from vmp.share import share_folder
+
+logger = logging.getLogger(__name__)
+
+
+class _Recipe(CfgNode):  # type: ignore[misc]
+    """Takes `configs/...` from where vmp has its recipes, if it is not where the path says."""
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> Any:
+        # called for each _BASE_ too, of which fvcore has made a path beside the file that names it
+        return super().load_yaml_with_base(_find(filename), allow_unsafe)
 
 
 def load_cfg(path: str | Path | None, opts: Sequence[str] = ()) -> CfgNode:
     """Return the defaults, overwritten by the file at `path`, then by `opts`; checked and frozen.
 
     Args:
-        path: a YAML file; its `_BASE_`, one name or a list relative to it, is read first. None
-            is the defaults alone.
+        path: a YAML file; its `_BASE_`, one name or a list relative to it, is read first. A
+            `configs/...` that is not there is taken from the recipes of vmp, and a warning says
+            so. None is the defaults alone.
         opts: KEY VALUE KEY VALUE ..., keys with dots (`SOLVER.BASE_LR 0.01`).
 
     Raises:
@@ -48,7 +62,9 @@ def _read(path: Path) -> dict[str, Any]:
     if path.suffix not in (".yaml", ".yml"):
         raise ValueError(f"{path}: a config is a .yaml file; Python files are never executed")
     try:
-        values = CfgNode.load_yaml_with_base(str(path), allow_unsafe=False)
+        if path.is_absolute():
+            path.stat()  # it means what it says: no other recipe will do
+        values = _Recipe.load_yaml_with_base(str(path))
     except FileNotFoundError as error:
         missing = error.filename or path
         raise ValueError(f"{path}: there is no file {missing}; check --cfg and _BASE_") from error
@@ -62,6 +78,21 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a config is a mapping of keys to values, this is {values!r}")
     return values
+
+
+def _find(name: str) -> str:
+    """Return `name`, or if there is no such file, the recipe of vmp whose path ends like it.
+
+    That is from `configs/` on: an installed package has them, whatever the current folder.
+    """
+    parts = Path(name).parts
+    if Path(name).exists() or "configs" not in parts:
+        return name
+    ours = share_folder().joinpath(*parts[len(parts) - 1 - parts[::-1].index("configs") :])
+    if not ours.is_file():
+        return name
+    logger.warning("there is no %s: %s is read", name, ours)
+    return str(ours)
 
 
 def _parse(opts: Sequence[str]) -> dict[str, Any]:

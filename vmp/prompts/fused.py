@@ -64,7 +64,7 @@ def _obstacle(kernel: str, clip: Tensor, is_sigmoid: bool) -> str:
         return f"the clip is {clip.dtype}"
     if clip.requires_grad and torch.is_grad_enabled():
         return "the clip is to have a gradient"
-    if torch.compiler.is_exporting():
+    if _is_exporting():
         return "an exported program must run without vmp"
     if device != {"cpu": "cpu", "triton": "cuda"}[kernel] and not interpreted:
         return f"the clip is on the device {device}"
@@ -73,6 +73,11 @@ def _obstacle(kernel: str, clip: Tensor, is_sigmoid: bool) -> str:
     if kernel == "triton" and not interpreted:
         return _triton_lacks(clip.device)
     return ""
+
+
+def _is_exporting() -> bool:
+    # the compiler of torch 2.9 takes the function for true whatever it compiles for
+    return torch.compiler.is_exporting() and getattr(torch.compiler, "_is_exporting_flag", True)
 
 
 @functools.cache
