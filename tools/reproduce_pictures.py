@@ -40,7 +40,7 @@ def title_of(group: Group) -> str:
 
 
 def draw_curves(summaries: Sequence[RunSummary]) -> Figure:
-    """Draw top-1 of the training batches against the epoch: mean and range of the seeds."""
+    """Draw the loss of the training batches against the epoch: mean and range of the seeds."""
     groups = list(dict.fromkeys(map(group_of, summaries)))
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
@@ -50,9 +50,9 @@ def draw_curves(summaries: Sequence[RunSummary]) -> Figure:
         runs = [each for each in summaries if group_of(each) == group]
         for look, (name, curves) in zip(_looks(), _by_name(runs).items(), strict=False):
             _draw_mean(axes, curves, label=name, **look)
-        axes.set(title=title_of(group), xlabel="epoch", ylabel="training top-1, %")
+        axes.set(title=title_of(group), xlabel="epoch", ylabel="training loss")
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=7, loc="upper left")
+        axes.legend(fontsize=7, loc="lower left")
     figure.suptitle("Training: mean of the seeds, and the lowest to the highest of them")
     return figure
 
@@ -77,7 +77,7 @@ def _draw_mean(axes: Any, runs: Sequence[RunSummary], **look: Any) -> None:
     end = min(run.curve.epoch[-1] for run in runs)
     begin = max(run.curve.epoch[0] for run in runs)
     epochs = np.linspace(begin, end, GRID)
-    values = np.stack([np.interp(epochs, run.curve.epoch, run.curve.top1) for run in runs])
+    values = np.stack([np.interp(epochs, run.curve.epoch, run.curve.loss) for run in runs])
     axes.plot(epochs, values.mean(0), lw=1.5, **look)
     axes.fill_between(epochs, values.min(0), values.max(0), color=look["color"], alpha=0.1, lw=0)
 

@@ -35,14 +35,11 @@ def result(top1, f0=None, official=60, **learned):
     return Result({"top1": top1, "top5": 90.0}, 60, official, "abc", "c", "w", "", prompts)
 
 
-def curve(top1):
-    learned = {"0": {"a": [10.0, 11.0], "f0": [0.2, 0.3]}}
-    return summary.Curve([0.5, 1.0], [1.8, 1.2], [20.0, top1], learned)
-
-
-def kept(cell, made, top1=50.0):
+def kept(cell, made, loss=1.2):
     machine = {"torch": "2.15.0", "gpu": "none", "threads": "1"}
-    return summary.RunSummary(cell, made, curve(top1), machine)
+    learned = {"0": {"a": [10.0, 11.0], "f0": [0.2, 0.3]}}
+    curve = summary.Curve([0.5, 1.0], [1.8, loss], [20.0, 50.0], learned)
+    return summary.RunSummary(cell, made, curve, machine)
 
 
 # ---------------------------------------------------------------- which runs
@@ -209,12 +206,12 @@ def test_every_setting_is_explained():
 def test_the_pictures_show_each_group_and_each_gain():
     made = [kept(find("X3D_S", seed=seed), result(40.0)) for seed in range(2)]
     made += [
-        kept(find("X3D_S_VMP", "lambda-0", seed=seed), result(44.0 + seed, 0.1), 60.0 + 20 * seed)
+        kept(find("X3D_S_VMP", "lambda-0", seed=seed), result(44.0 + seed, 0.1), 1.0 + seed)
         for seed in range(2)
     ]
     (axes,) = pictures.draw_curves(made).axes
     assert [line.get_label() for line in axes.lines] == ["baseline", "lambda-0"]
-    assert axes.lines[1].get_ydata()[-1] == pytest.approx(70.0)  # the mean of two seeds
+    assert axes.lines[1].get_ydata()[-1] == pytest.approx(1.5)  # the mean of two seeds
     (axes,) = pictures.draw_starts(made).axes
     (points,) = axes.collections
     assert points.get_offsets().tolist() == [[0.1, 4.0], [0.1, 5.0]]
