@@ -1,5 +1,6 @@
 """torch.hub: every backbone by its recipe, and the layer, from a checkout that is not installed."""
 
+import logging
 import shutil
 import subprocess
 import sys
@@ -85,7 +86,7 @@ def test_a_checkpoint_gives_the_weights_and_what_it_lacks_is_told(tmp_path, capl
     torch.save(trained.state_dict(), path)
     clip = torch.randint(0, 256, (2, 3, 5, 32, 32), dtype=torch.uint8)
     loaded = load("x3d_xs", checkpoint=path, **options).eval()
-    assert caplog.text == ""
+    assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
     for one, other in zip(loaded(clip), trained(clip), strict=True):
         assert torch.equal(one, other)
     other_head = load("x3d_xs", checkpoint=str(path), **{**options, "num_classes": 6})

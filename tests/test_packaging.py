@@ -125,6 +125,7 @@ def test_a_misspelt_tool_ends_in_one_line_that_names_the_nearest():
     assert told.returncode == 1
     assert told.stderr == "error: there is no tool 'run_nett'; did you mean run_net?\n"
     assert "`python -m vmp` lists them" in vmp("xyzzy").stderr
+    assert vmp("--debug", "run_nett").stderr == told.stderr  # wherever the word stands
 
 
 def test_a_tools_own_error_and_status_come_through(tmp_path):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from vmp.config import get_cfg
 from vmp.utils.cli import run_cli
+from vmp.utils.files import make_folder_of
 
 MOVIE, PIPE, CAMERA = ".mp4", "-", "/dev/video"
 # Files of a folder that are taken for videos.
@@ -89,8 +90,8 @@ def list_jobs(args: argparse.Namespace) -> list[Job]:
     """
     check_numbers(args)
     videos = list_videos(args)
-    if args.json is not None and args.json.is_dir():
-        raise ValueError(f"--json {args.json} is a folder; name a file")
+    if args.json is not None:
+        check_json(args.json, videos)
     several = (
         len(videos) > 1 or Path(args.videos[0] if args.videos else "").is_dir() and args.videos
     )
@@ -102,6 +103,9 @@ def list_jobs(args: argparse.Namespace) -> list[Job]:
     else:
         jobs = [Job(videos[0], args.out)]
         check_movie(args.out, videos[0])
+    for job in jobs:
+        if job.movie is not None:
+            make_folder_of(job.movie)
     if any(job.is_stream for job in jobs):
         if len(jobs) > 1:
             raise ValueError("a pipe or camera goes alone; give the other videos in another call")
@@ -143,9 +147,20 @@ def list_videos(args: argparse.Namespace) -> list[str]:
             found += map(str, inside)
         elif "://" in word:
             raise ValueError(f"{word} is a URL, none is opened; pipe the video in, and give -")
-        else:
+        elif word == PIPE or word.startswith(CAMERA) or path.exists():
             found.append(word)
+        else:
+            raise ValueError(f"{word} does not exist; name a video file, or a folder of them")
     return found
+
+
+def check_json(out: Path, videos: Sequence[str]) -> None:
+    """Raise ValueError unless the predictions can be written."""
+    if out.is_dir():
+        raise ValueError(f"--json {out} is a folder; name a file")
+    if out.exists() and any(os.path.exists(video) and out.samefile(video) for video in videos):
+        raise ValueError(f"--json {out} is one of the videos; give another name")
+    make_folder_of(out)
 
 
 def check_movie(out: Path, video: str) -> None:

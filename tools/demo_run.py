@@ -27,7 +27,7 @@ from vmp.visualization.movie import MovieWriter
 
 # Of the encoder, which is to keep up with a camera.
 PRESET = "veryfast"
-WHERE = "check that it is a video; an MP4 in a pipe must have its index in front (faststart)"
+PIPED = "; an MP4 in a pipe must have its index in front (faststart)"
 
 
 def run(args: argparse.Namespace, jobs: Sequence[Job]) -> None:
@@ -43,6 +43,8 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> None:
     device = pick_device(args.device)
     checkpoint = find_checkpoint(Path(args.checkpoint))
     cfg = load_cfg(args.cfg or find_config(checkpoint), args.opts)
+    if "NUM_GPUS" in args.opts[::2]:
+        raise ValueError("NUM_GPUS is given; --device says what the demo runs on")
     predictor = build_predictor(cfg, checkpoint, device)
     demo = Demo(predictor, args)
     print(f"{checkpoint}, {len(predictor.class_names)} classes, on {device}")
@@ -56,7 +58,8 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> None:
             videos.append({"video": job.video, "predictions": found})
         except DecodeError as error:
             if len(jobs) == 1:
-                raise ValueError(f"{error}; {WHERE}") from error
+                hint = PIPED if job.video == PIPE else ""
+                raise ValueError(f"{error}; check that it is a video{hint}") from error
             print(error, file=sys.stderr)
             unreadable.append({"video": job.video, "reason": error.reason})
     if args.json is not None:

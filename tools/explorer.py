@@ -12,6 +12,7 @@ import re
 import socket
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from vmp.utils.cli import run_cli
 
@@ -109,6 +110,9 @@ def listen(host: str, port: int) -> socket.socket:
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve the page until it is interrupted."""
     args = parse_args(argv)
+    for path in filter(None, (args.video, args.checkpoint)):
+        if not Path(path).exists():
+            raise ValueError(f"{path} does not exist; name a video, and the OUTPUT_DIR of a run")
     check_extra()
     with listen(args.host, args.port) as taken:
         # torch takes seconds, and so does Gradio: each is imported when all before is right

@@ -8,12 +8,12 @@ the model before it is written, and the difference is printed.
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from vmp.utils.cli import run_cli
+from vmp.utils.files import make_folder_of
 
 ONNX, TORCH = ".onnx", ".pt2"
 EXTRA = ("onnx", "onnxscript", "onnxruntime")  # the modules of the extra `export`
@@ -55,7 +55,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def check_out(out: Path) -> None:
     """Raise ValueError unless `out` can be written, and is a new file of a known ending.
 
-    Its folder is made: to find out later that it can't be would cost minutes.
+    Its folder is made.
     """
     if out.suffix not in (ONNX, TORCH):
         raise ValueError(
@@ -64,12 +64,7 @@ def check_out(out: Path) -> None:
     if out.exists():
         what = "is a folder; name a file" if out.is_dir() else "exists; delete it or name another"
         raise ValueError(f"{out} {what}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{out} can't be written: {error}; name another") from error
-    if not os.access(out.parent, os.W_OK):
-        raise ValueError(f"{out} can't be written: {out.parent} is not yours to write to")
+    make_folder_of(out)
 
 
 def check_extra(out: Path) -> None:

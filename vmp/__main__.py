@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vmp import __version__
 from vmp.share import share_folder
+from vmp.utils.cli import take_debug
 
 # How the file of a program ends, unlike those that programs import.
 ENTRY = 'if __name__ == "__main__":'
@@ -78,6 +79,7 @@ def start(path: Path, words: Sequence[str]) -> None:
 
 def main() -> None:
     """Run the program that the first word names; a script vmp-run-net is `vmp run_net`."""
+    take_debug()
     words = sys.argv[1:]
     _, dash, tool = Path(sys.argv[0]).name.partition("vmp-")
     if dash:

@@ -224,3 +224,5 @@ def test_a_broken_index_or_a_variant_is_refused(tmp_path):
         motionshapes(str(tmp_path), "train")
     with pytest.raises(ValueError, match="one split"):
         motionshapes(str(tmp_path), "train", "2")
+    with pytest.raises(ValueError, match=r"index\.json is a file; DATA\.PATH_TO_DATA_DIR is"):
+        motionshapes(str(tmp_path / INDEX), "train")

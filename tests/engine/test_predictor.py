@@ -63,6 +63,7 @@ def test_a_window_gets_the_mean_over_the_crops_of_the_clip_there(make_predictor,
     path = make_video(tmp_path / "wide.mp4")  # 64 x 48, of which a clip has 42 x 32
     found = list(predictor.slide(path, stride=0.3))
     assert len(found) == 3  # of 10 frames, in 24: from 0, 7.5 and 14
+    spreads = []
     with VideoReader(path) as reader:
         for start, prediction in zip((0, 7.5, 14), found, strict=True):
             numbers = clip_frames(start, 10, 5)
@@ -71,9 +72,10 @@ def test_a_window_gets_the_mean_over_the_crops_of_the_clip_there(make_predictor,
             with torch.inference_mode():
                 scores = predictor.model(crops).logits.double().softmax(1)
             assert torch.allclose(prediction.scores, scores.mean(0), atol=1e-9)
-            assert scores.std(0).max() > 1e-7  # which the tolerance tells apart
+            spreads.append(scores.std(0).max().item())
             assert prediction.start == pytest.approx(numbers[0] / 25)
             assert prediction.stop == pytest.approx((numbers[-1] + 1) / 25)
+    assert max(spreads) > 1e-3  # the tolerance tells one crop from three
 
 
 def test_what_is_no_video_or_too_short_a_one_is_refused_by_name(make_predictor, motionshapes):

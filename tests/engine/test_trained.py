@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -67,3 +69,13 @@ def test_what_is_no_run_is_refused_with_what_to_name(tmp_path):
     (tmp_path / "weights.pth").touch()
     with pytest.raises(ValueError, match="lies in no run with a config.yaml"):
         find_config(tmp_path / "weights.pth")
+
+
+def test_a_checkpoint_right_below_the_root_or_beside_other_results_is_in_no_run(run, tmp_path):
+    folder, cfg, _ = run
+    with pytest.raises(ValueError, match="lies in no run"):
+        find_config(Path("/weights.pth"))
+    (tmp_path / "kept").mkdir()
+    moved = find_checkpoint(folder).rename(tmp_path / "kept" / "weights.pth")
+    (folder / "predictions.npz").rename(tmp_path / "predictions.npz")
+    assert build_trained(cfg, moved).class_names == ("0", "1", "2")

@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -415,6 +416,16 @@ def test_the_layer_learns_where_torch_alone_is_installed():
     command = [sys.executable, "-W", "ignore", "-c", code]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_a_traced_model_tells_nothing_of_its_arguments_and_takes_the_clip_first():
+    clip = torch.randint(0, 256, (1, 3, 5, 8, 8), dtype=torch.uint8)
+    network = torch.nn.Conv3d(3, 2, 1).eval()
+    prompt = MotionPrompt()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit.trace is deprecated, and still used
+        traced = torch.jit.trace(network, prompt(clip)[0].detach())
+    assert torch.equal(attach(traced, prompt)(clip).output, network(prompt(clip)[0]))
 
 
 def blocks() -> list[str]:

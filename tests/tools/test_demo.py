@@ -356,7 +356,7 @@ def test_overrides_come_after_the_videos(tmp_path, monkeypatch):
 
 WRONG = {
     "no video": ([], "no video was given"),
-    "no such file": (["absent.mp4"], "absent.mp4: No such file or directory"),
+    "no such file": (["absent.mp4"], "absent.mp4 does not exist; name a video file"),
     "no video in it": (["notes.txt"], "notes.txt: .*check that it is a video"),
     "a folder without videos": (["."], "has no videos in it; they end in .3gp"),
     "a URL": (["rtsp://camera/1"], "is a URL, none is opened; pipe"),
@@ -373,6 +373,10 @@ WRONG = {
     "the video itself": (["{video}", "--out", "{video}"], "is the video itself"),
     "one movie of two": (["{video}", "{video}", "--out", "x.mp4"], "name a folder"),
     "two movies alike": (["{video}", "{video}", "--out", "x"], "in two calls"),
+    "JSON over the video": (["{video}", "--json", "{video}"], "is one of the videos"),
+    "JSON below a file": (["{video}", "--json", "notes.txt/x.json"], "can't be written: .*notes"),
+    "a movie below a file": (["{video}", "--out", "notes.txt/x.mp4"], "can't be written: .*notes"),
+    "another device": (["{video}", "NUM_GPUS", "1"], "--device says what the demo runs on"),
     "a folder for JSON": (["{video}", "--json", "."], r"--json \. is a folder"),
     "a wrong key": (["{video}", "TEST.BATCH_SIZES", "1"], "did you mean TEST.BATCH_SIZE"),
     "half an override": (["{video}", "TEST.BATCH_SIZE"], "has no partner"),

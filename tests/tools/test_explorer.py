@@ -201,6 +201,12 @@ def test_the_curve_marks_the_shift_and_the_still_pixels():
     assert "circle" not in lay.curve_picture(curve, np.ones(101), {})
 
 
+def test_a_path_that_is_not_there_is_told_before_a_missing_extra(monkeypatch):
+    monkeypatch.setattr(explorer, "check_extra", lambda: pytest.fail("asked first"))
+    with pytest.raises(ValueError, match=r"absent\.mp4 does not exist; name a video"):
+        explorer.main(["absent.mp4"])
+
+
 # ---------------------------------------------------------------- answers
 
 

@@ -37,6 +37,8 @@ def motionshapes(root: str, split: str, variant: str = "") -> list[VideoRecord]:
     if variant:
         raise ValueError(f"DATA.SPLIT is {variant!r}, it must be '': there is one split")
     path = Path(root, INDEX)
+    if Path(root).is_file():
+        raise ValueError(f"{root} is a file; DATA.PATH_TO_DATA_DIR is the folder of {INDEX}")
     if not path.is_file():
         raise ValueError(
             f"no {INDEX} in {root}; make the videos with "

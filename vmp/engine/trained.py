@@ -50,8 +50,8 @@ def find_config(checkpoint: Path) -> Path:
     Raises:
         ValueError: there is none.
     """
-    path = checkpoint.absolute().parents[1] / "config.yaml"
-    if checkpoint.parent.name != "checkpoints" or not path.is_file():
+    path = _run_of(checkpoint) / "config.yaml"
+    if not (_lies_in_run(checkpoint) and path.is_file()):
         raise ValueError(f"{checkpoint} lies in no run with a config.yaml; name one with --cfg")
     return path
 
@@ -97,8 +97,8 @@ def build_known_names(cfg: CfgNode, checkpoint: Path) -> tuple[str, ...]:
     """
     numbers = tuple(map(str, range(cfg.MODEL.NUM_CLASSES)))
     names = build_class_names(cfg)
-    stored = checkpoint.absolute().parents[1] / PREDICTIONS
-    if names != numbers or not stored.is_file():
+    stored = _run_of(checkpoint) / PREDICTIONS
+    if names != numbers or not (_lies_in_run(checkpoint) and stored.is_file()):
         return names
     try:
         with np.load(stored, allow_pickle=False) as arrays:
@@ -106,3 +106,11 @@ def build_known_names(cfg: CfgNode, checkpoint: Path) -> tuple[str, ...]:
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return names  # a help to the reader, not what is predicted
     return found if len(found) == len(names) else names
+
+
+def _lies_in_run(checkpoint: Path) -> bool:
+    return checkpoint.absolute().parent.name == "checkpoints"
+
+
+def _run_of(checkpoint: Path) -> Path:
+    return checkpoint.absolute().parent.parent

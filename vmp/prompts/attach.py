@@ -143,7 +143,10 @@ def _trainable(module: nn.Module) -> list[nn.Parameter]:
 
 def _find_argument(model: nn.Module, name: str) -> tuple[str, int]:
     """Return name and position of the argument that takes the clip; "" if it has no name."""
-    parameters = inspect.signature(model.forward).parameters
+    try:
+        parameters = inspect.signature(model.forward).parameters
+    except ValueError:  # a traced module tells nothing of its arguments
+        return name, 0
     kinds = {parameter.kind for parameter in parameters.values()}
     takes = [
         each.name

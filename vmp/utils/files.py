@@ -34,6 +34,20 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
         os.close(folder)
 
 
+def make_folder_of(path: Path) -> None:
+    """Make the folder of a file that is to be written once long work is done.
+
+    Raises:
+        ValueError: it can't be made, or not be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path} can't be written: {error}; name another file") from error
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{path} can't be written: {path.parent} is not yours to write to")
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8 to `path`, whole or not at all."""
     write_atomically(path, lambda file: file.write(text.encode()))
