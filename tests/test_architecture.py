@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "solver": {"utils"},
     "engine": BELOW_ENGINE,
     "visualization": {"models", "prompts", "data", "metrics", "utils"},
-    "vmp": set(),  # the package's own __init__
+    "vmp": {"utils"},  # what starts the tools; __init__ itself needs none
     "tools": BELOW_ENGINE | {"config", "engine", "visualization", "vmp"},
     "datasets": {"data", "utils"},
     "scripts": BELOW_ENGINE | {"config", "vmp"},

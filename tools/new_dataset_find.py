@@ -74,35 +74,43 @@ def find_videos(source: Path) -> Found:
         found = find_in_csv(source)
     else:
         raise ValueError(f"{source} does not exist; name a folder of class folders or a CSV file")
-    classes = sorted({video.label for video in found.videos})
-    if len(classes) < 2:
-        raise ValueError(
-            f"{source} has only one class, {classes[0]!r}; each class needs its own folder in it"
-            + (f": did you mean {source / classes[0]}?" if _nested(source / classes[0]) else "")
-        )
-    kept: list[Video] = []
-    odd: list[Video] = []
-    for video in found.videos:
-        (kept if _can_be_listed(video) else odd).append(video)
+    odd = {video: name for video in found.videos if (name := _odd_name(video))}
+    kept = [video for video in found.videos if video not in odd]
+    notes = found.notes
     if odd:
-        found.notes.append(
+        example = next(iter(odd.values()))
+        note = (
             f"{len(odd)} left out: a line of a list can't hold their names (line breaks, blanks "
-            f"or quotes at an end, bytes that are no UTF-8), e.g. {odd[0].name!r}; rename them"
+            f"or quotes at an end, bytes that are no UTF-8), e.g. {example!r}; rename them"
         )
-    return Found(sorted(kept, key=lambda video: video.name), found.notes)
+        if not kept:
+            raise ValueError(f"{source} has no video that can be listed: {note}")
+        notes = [*notes, note]
+    classes = {video.label for video in kept}
+    if len(classes) < 2:
+        raise ValueError(_one_class(source, classes.pop()) + "".join(f" ({n})" for n in notes))
+    return Found(sorted(kept, key=lambda video: video.name), notes)
+
+
+def _one_class(source: Path, name: str) -> str:
+    told = f"{source} has only one class, {name!r}; "
+    if source.is_file():
+        return told + "its label column must name at least two"
+    meant = f": did you mean {source / name}?" if _nested(source / name) else ""
+    return f"{told}each class needs its own folder in it{meant}"
 
 
 def _nested(folder: Path) -> bool:
     return folder.is_dir() and any(each.is_dir() for each in folder.iterdir())
 
 
-def _can_be_listed(video: Video) -> bool:
-    """Say whether a line of a list, and one of classes.txt, gives the same names back."""
-    for name in (video.path, video.name, video.label):
+def _odd_name(video: Video) -> str:
+    """Return the name that a line of a list, or of classes.txt, does not give back; "": none."""
+    for name in (video.name, video.label, video.path):
         plain = name == name.strip().strip('"') and len(name.splitlines()) == 1
         if not plain or name != name.encode("utf-8", "replace").decode():
-            return False
-    return True
+            return name
+    return ""
 
 
 # --------------------------------------------------------------------------- folders
@@ -205,7 +213,10 @@ def find_in_csv(source: Path) -> Found:
     if not rows:
         raise ValueError(f"{source} has no line `path,label`")
     columns = _columns(rows[0])
+    notes = []
     if columns or _is_title(rows[0], source.parent):
+        if not columns:  # or a video that is not there
+            notes.append(f"line {lines[0]} was taken for a title: there is no file {rows[0][0]!r}")
         rows, lines = rows[1:], lines[1:]
     videos: dict[str, Video] = {}
     repeated = 0
@@ -220,7 +231,8 @@ def find_in_csv(source: Path) -> Found:
             )
     if not videos:
         raise ValueError(f"{source} has a title and no line `path,label`")
-    notes = [f"{repeated} lines say again what another says"] if repeated else []
+    if repeated:
+        notes.append(f"{repeated} lines say again what another says")
     return Found(list(videos.values()), notes)
 
 

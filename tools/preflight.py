@@ -9,13 +9,14 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import yaml
 from fvcore.common.config import CfgNode
-from preflight_disk import build_bytes, free_bytes
+from preflight_disk import build_bytes, free_bytes, why_not_writable
 from preflight_doubts import Seen, effective_batch, find_doubts, updates_per_epoch
 from preflight_look import (
     Memory,
@@ -43,6 +44,7 @@ from preflight_look import (
 
 from vmp.config import load_cfg
 from vmp.config.check import count_processes
+from vmp.config.load import find_recipe
 from vmp.data import VideoRecord
 from vmp.data.audit import Clip
 from vmp.data.build import build_class_names, build_records
@@ -51,6 +53,7 @@ from vmp.engine.provenance import describe_prompts
 from vmp.models import VideoModel, model_cost
 from vmp.models.freeze import describe_freezing
 from vmp.solver import build_schedule
+from vmp.utils.boards import check_wandb
 
 BARS = "▁▂▃▄▅▆▇█"
 COLUMNS = 50  # of the learning rate's picture
@@ -83,25 +86,27 @@ def dry_run(path: str, opts: Sequence[str]) -> int:
     Raises:
         ValueError: the run would fail at once: data, model or config.
     """
-    cfg = load_cfg(path, opts)
+    with gathered_warnings():  # who called has loaded it before, so they are told
+        cfg = load_cfg(path, opts)
+        made_from = references(path, opts)
     print(PROGRESS, file=sys.stderr, flush=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of libraries; the program's own are doubts
-        looked = build_look(cfg, references(path, opts))
+        looked = build_look(cfg, made_from)
     say(f"{path} -> {cfg.OUTPUT_DIR} (nothing is written there)\n")
     for topic, text in looked.lines:
         say(f"{topic:9} {text}")
-    tell_list(looked.doubts, "doubtful setting", "No doubtful setting.")
-    tell_list(looked.failures, "reason why the run would fail", "")
+    tell_list(looked.doubts, "doubtful setting{}", "No doubtful setting.")
+    tell_list(looked.failures, "reason{} why the run would fail", "")
     return 1 if looked.failures else 0
 
 
 def tell_list(lines: Sequence[str], what: str, none: str) -> None:
-    """Print numbered lines under a heading, or that there are none."""
+    """Print numbered lines under a heading, `what` with its plural's s at {}, or that none are."""
     if not lines:
         say(f"\n{none}" if none else "")
         return
-    say(f"\n{len(lines)} {what}{'s' if len(lines) > 1 else ''}:")
+    say(f"\n{len(lines)} {what.format('s' if len(lines) > 1 else '')}:")
     for number, line in enumerate(lines, start=1):
         say(f"{number:3}. {line}")
 
@@ -115,16 +120,22 @@ def say(text: str) -> None:
 def references(path: str, opts: Sequence[str]) -> dict[str, CfgNode]:
     """Return what a config was made from: its file without the overrides, and its `_BASE_`.
 
-    What can't stand alone, as a backbone's file without a data set, is left out.
+    What can't stand alone, as a backbone's file without a data set, is left out; so is what can't
+    be read, since these are for hints alone.
     """
     found: dict[str, CfgNode] = {}
     if opts:
         found |= dict(_loaded(path, path))
-    written = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    file = Path(find_recipe(path))
+    try:
+        written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError:
+        return found
     bases = written.get("_BASE_", [])
     bases = [bases] if isinstance(bases, str) else bases
     if bases:
-        places = [str(Path(path).absolute().parent / base) for base in bases]
+        # load_cfg takes each from where vmp has its recipes, if it is not there
+        places = [str(file.absolute().parent / Path(base).expanduser()) for base in bases]
         with tempfile.TemporaryDirectory() as folder:
             joined = Path(folder, "base.yaml")
             joined.write_text(yaml.safe_dump({"_BASE_": places}), encoding="utf-8")
@@ -135,7 +146,7 @@ def references(path: str, opts: Sequence[str]) -> dict[str, CfgNode]:
 def _loaded(name: str, path: str) -> Iterator[tuple[str, CfgNode]]:
     try:
         yield name, load_cfg(path, ["OUTPUT_DIR", "unused"])
-    except ValueError:
+    except (ValueError, OSError):
         return
 
 
@@ -190,7 +201,17 @@ def build_look(cfg: CfgNode, references: dict[str, CfgNode]) -> Looked:
     trial = build_trial(cfg)
     resumed, other_run = build_other_run(cfg)
     seen = build_seen(cfg, trial, references, other_run)
-    return Looked(build_lines(cfg, trial, seen, resumed), find_doubts(cfg, seen), trial.failures)
+    failures = [*trial.failures, *build_output_failures(cfg)]
+    return Looked(build_lines(cfg, trial, seen, resumed), find_doubts(cfg, seen), failures)
+
+
+def build_output_failures(cfg: CfgNode) -> list[str]:
+    """Return why a run can't put its results where the config says, a line each."""
+    told = [why_not_writable(Path(cfg.OUTPUT_DIR))]
+    spec = find_spec("wandb")
+    if spec is None or spec.origin is None:  # else check_wandb might ask who is there
+        told.append(check_wandb(cfg.WANDB.PROJECT))
+    return [line for line in told if line]
 
 
 def build_trial(cfg: CfgNode) -> Trial:

@@ -1,5 +1,6 @@
 """What a run takes on the disk, and what is free there."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -14,8 +15,20 @@ _model_bytes: dict[str, int] = {}
 
 def free_bytes(folder: Path) -> int:
     """Return what is free on the disk that a folder, which need not be there yet, will lie on."""
-    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-    return shutil.disk_usage(there).free
+    above = (folder.absolute(), *folder.absolute().parents)
+    # os.path: where one may not look there is nothing, while Path.exists raises
+    return shutil.disk_usage(next(each for each in above if os.path.exists(each))).free
+
+
+def why_not_writable(folder: Path) -> str:
+    """Return why a run can't write into OUTPUT_DIR, which need not be there yet; "" if it can."""
+    above = (folder.absolute(), *folder.absolute().parents)
+    there = next(each for each in above if os.path.lexists(each))
+    if not os.path.isdir(there):
+        return f"OUTPUT_DIR {folder}: {there} is no folder; take another OUTPUT_DIR, or remove it"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"OUTPUT_DIR {folder}: the folder {there} is not writable; take another OUTPUT_DIR"
+    return ""
 
 
 def build_bytes(cfg: CfgNode) -> int:

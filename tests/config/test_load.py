@@ -194,3 +194,71 @@ def test_no_other_recipe_stands_in_for_one_that_nobody_has(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"{path}: there is no file {path}"):
         load_cfg(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "it is empty"),
+        (b"# RNG_SEED: 1\n", "it is empty"),
+        (b"- RNG_SEED\n", "a config is a mapping of keys to values, this is 'a list'"),
+        (b"3\n", "a config is a mapping of keys to values, this is '3'"),
+        (b"_BASE_: 3\n", "line 1: _BASE_ is the name of a .yaml file, or a list of names"),
+        (b"RNG_SEED: 1\n_BASE_: [a.yaml, 3]\n", "line 2: _BASE_ is the name"),
+        (b"_BASE_:\n", "line 1: _BASE_ is the name"),
+        (b"_BASE_: folder\n", "folder is a folder; name a .yaml file in it"),
+        (b"\x80\x02}q\x00", "not a text file in UTF-8"),
+        (b"RNG_SEED: \x00\n", "not a text file in UTF-8"),
+        (b"SOLVER:\n\tBASE_LR: 1\n", "line 2, column 1); indent with blanks, not tabs"),
+        (b"SOLVER:\n  BASE_LR: 1\n\tMAX_EPOCH: 2\n", "line 3, column 1); indent with blanks"),
+        (b"RNG_SEED: [1, \xe2\x80\xa8 2\n", "line 3, column 1)"),
+        (b"RNG_SEED: 1\nRNG_SEED: 2\n", "line 2: RNG_SEED is in line 1 already"),
+        (b"RNG_SEED: 1\n'RNG_SEED': 2\n", "line 2: RNG_SEED is in line 1 already"),
+        (b"SOLVER:\n  BASE_LR: 1\nSOLVER: {MAX_EPOCH: 2}\n", "line 3: SOLVER is in line 1 already"),
+        (b"PROMPT: {SIGMOID: {M: 1,\n  M: 2}}\n", "line 2: PROMPT.SIGMOID.M is in line 1 already"),
+        (b"RNG_SEED: 2001-99-99\n", "month must be in 1..12"),
+    ],
+)
+@pytest.mark.parametrize("in_base", [False, True])
+def test_a_mistake_in_a_file_or_its_base_is_one_line_that_names_it(
+    in_base, text, message, tmp_path
+):
+    (tmp_path / "folder").mkdir()
+    bad = tmp_path / "bad.yaml"
+    bad.write_bytes(text)
+    path = write(tmp_path, "mine.yaml", _BASE_="bad.yaml") if in_base else bad
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        load_cfg(path)
+    told = str(caught.value)
+    assert "\n" not in told
+    assert told.startswith(f"{path}: ")
+    if "month" not in message and "folder is" not in message:  # which fvcore is the one to find
+        assert str(bad) in told
+
+
+@pytest.mark.parametrize("name", ["configs", "folder.yaml"])
+def test_a_folder_in_place_of_a_file_is_told(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"{name} is a folder; name a .yaml file in it"):
+        load_cfg(tmp_path / name)
+
+
+def test_a_base_and_its_file_may_have_the_same_keys_and_so_may_merged_mappings(tmp_path):
+    write(tmp_path, "base.yaml", RNG_SEED=1)
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "_BASE_: base.yaml\nRNG_SEED: 2\nSOLVER: {BASE_LR: &rate 0.5}\n"
+        "PROMPT: {LR_MULT: *rate, WEIGHT_DECAY: 0.5}\nBN: &bn {SYNC: False}\n"
+    )
+    cfg = load_cfg(path)
+    assert (cfg.RNG_SEED, cfg.PROMPT.LR_MULT) == (2, 0.5)
+    path.write_text("SOLVER:\n  <<: {BASE_LR: 0.5}\n  <<: {MAX_EPOCH: 7}\n  BASE_LR: 0.25\n")
+    cfg = load_cfg(path)
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_EPOCH) == (0.25, 7)
+
+
+def test_an_alias_that_holds_itself_ends(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("SOLVER: &solver\n  STEPS: [*solver]\n")
+    with pytest.raises(ValueError, match=r"a\.yaml"):
+        load_cfg(path)

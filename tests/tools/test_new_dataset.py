@@ -120,6 +120,22 @@ def test_a_name_that_no_list_can_hold_is_left_out_and_told(tmp_path, clips, caps
     assert "2 left out: a line of a list can't hold their names" in capsys.readouterr().out
 
 
+def test_where_no_name_can_be_listed_the_line_says_why(tmp_path, clips):
+    above = tmp_path / os.fsdecode(b"caf\xe9")
+    root = lay(above / "v", clips, ["a/1.mp4", "a/2.mp4", "b/1.mp4", "b/2.mp4"])
+    line = refusal(root, "--out", tmp_path / "out")
+    assert "has no video that can be listed: 4 left out" in line
+    assert f"e.g. {str(root / 'a' / '1.mp4')!r}" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_class_of_which_no_name_can_be_listed_is_none(tmp_path, clips):
+    root = lay(tmp_path / "v", clips, ["a/1.mp4", "a/2.mp4", "b/1\n.mp4", "b/2\n.mp4"])
+    line = refusal(root, "--out", tmp_path / "out")
+    assert "only one class, 'a'; each class needs its own folder" in line
+    assert "(2 left out: " in line
+
+
 def test_a_class_in_two_spellings_of_unicode_is_one(tmp_path, clips):
     names = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
     root = lay(tmp_path / "v", clips, [f"{names[i % 2]}/{i}.mp4" for i in range(4)])
@@ -217,6 +233,13 @@ def test_a_csv_in_any_usual_form_gives_the_same(lines, tmp_path, clips):
     }  # fmt: skip
 
 
+def test_a_first_line_that_only_looks_like_a_title_is_told(tmp_path, clips, capsys):
+    make(csv_of(tmp_path, clips, ["", "clip1,a", *PLAIN]))
+    assert "! line 2 was taken for a title: there is no file 'clip1'" in capsys.readouterr().out
+    make(csv_of(tmp_path, clips, ["path,label", *PLAIN]), "--force")
+    assert "title" not in capsys.readouterr().out
+
+
 def test_numbers_of_classes_keep_their_order_and_need_not_be_whole(tmp_path, clips):
     lines = ["0.mp4,10", "1.mp4,10", "2.mp4,9", "3.mp4,9", "4.mp4,1", "5.mp4,1"]
     assert class_names(str(make(csv_of(tmp_path, clips, lines)))) == ("1", "9", "10")
@@ -240,7 +263,8 @@ def test_a_column_split_is_kept(tmp_path, clips):
         (["0.mp4,a", "0.mp4,b"], "0.mp4 is 'b'"),
         (["path,label,split", "0.mp4,a,dev"], "'dev' is no split"),
         (["path,label,split", "0.mp4,a,train", "1.mp4,b,train"], "has no test video"),
-        (["0.mp4,a", "1.mp4,a"], "only one class, 'a'"),
+        (["0.mp4,a", "1.mp4,a"], "only one class, 'a'; its label column must name at least two"),
+        (["clip1,a", "0.mp4,b"], "(line 1 was taken for a title: there is no file 'clip1')"),
         (["no.mp4,a", "nor.mp4,b"], "none of 2 videos can be read"),
     ],
 )

@@ -2,7 +2,9 @@
 
 import io
 import math
+import os
 import sys
+from types import SimpleNamespace
 
 import preflight
 import preflight_doubts as doubts
@@ -20,6 +22,7 @@ from vmp.config import load_cfg
 from vmp.data import VideoRecord
 from vmp.engine.build import build_learner
 from vmp.models import build_model
+from vmp.utils import boards
 from vmp.utils.cli import run_cli
 
 pytestmark = pytest.mark.usefixtures("_one_thread")
@@ -321,6 +324,64 @@ def test_a_recipe_is_compared_with_its_base_and_its_file(tmp_path):
 def test_a_base_that_is_no_recipe_is_left_out():
     path = ROOT / "configs" / "UTInteraction" / "X3D_S.yaml"
     assert [cfg.MODEL.NUM_CLASSES for cfg in preflight.references(str(path), []).values()] == [6]
+
+
+def test_a_recipe_of_ours_is_compared_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = preflight.references("configs/UTInteraction/X3D_S_VMP.yaml", ["RNG_SEED", "1"])
+    assert [cfg.PROMPT.ENABLE for cfg in found.values()] == [True, False]  # itself, its base
+
+
+def test_a_recipe_of_ones_own_is_compared_with_ours_that_it_builds_on(tmp_path):
+    (tmp_path / "mine.yaml").write_text("_BASE_: configs/MotionShapes/X3D_XS.yaml\n")
+    (found,) = preflight.references(str(tmp_path / "mine.yaml"), []).values()
+    assert found.MODEL.NUM_CLASSES == 8
+
+
+def test_a_dry_run_takes_a_recipe_of_ours_from_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(preflight, "build_look", lambda *args: preflight.Looked([], [], []))
+    assert preflight.dry_run("configs/MotionShapes/X3D_XS_VMP.yaml", ["RNG_SEED", "1"]) == 0
+    assert capsys.readouterr().err.splitlines() == [preflight.PROGRESS]  # no warning again
+
+
+def test_what_can_not_be_read_is_no_reference(tmp_path):
+    assert preflight.references(str(tmp_path / "gone.yaml"), ["RNG_SEED", "1"]) == {}
+
+
+@pytest.mark.parametrize("spec", [None, SimpleNamespace(origin=None)])  # the latter: a folder
+def test_a_board_whose_package_is_not_there_fails_the_look(tell, monkeypatch, spec):
+    for module in (preflight, boards):
+        monkeypatch.setattr(module, "find_spec", lambda name: spec)
+    status, text = tell("WANDB.PROJECT", "mine")
+    assert status == 1
+    assert "pip install 'vmp[wandb]'" in text.splitlines()[-1]
+
+
+def test_a_board_that_is_there_is_not_asked(tell, monkeypatch):
+    monkeypatch.setattr(preflight, "find_spec", lambda name: SimpleNamespace(origin="wandb.py"))
+    monkeypatch.setattr(preflight, "check_wandb", lambda project: pytest.fail("it was asked"))
+    assert tell("WANDB.PROJECT", "mine")[0] == 0
+
+
+@pytest.mark.parametrize("place", ["file", "file/below/it", "link"])
+def test_an_output_folder_that_is_none_fails_the_look(tell, tmp_path, place):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    status, text = tell("OUTPUT_DIR", tmp_path / place, "TRAIN.INIT_FROM", "no.pyth")
+    assert status == 1
+    assert "2 reasons why the run would fail:" in text
+    assert f"{tmp_path / place.split('/')[0]} is no folder" in text.splitlines()[-1]
+
+
+def test_an_output_folder_that_can_not_be_made_fails_the_look(tell, tmp_path, monkeypatch):
+    allowed = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: allowed(path, mode) and path != tmp_path
+    )  # root may write anywhere
+    status, text = tell("OUTPUT_DIR", tmp_path / "not" / "there")
+    assert status == 1
+    assert f"the folder {tmp_path} is not writable" in text.splitlines()[-1]
 
 
 # ---------------------------------------------------------------- the numbers

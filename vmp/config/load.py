@@ -3,9 +3,10 @@
 import ast
 import difflib
 import logging
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from fvcore.common.config import CfgNode
@@ -16,14 +17,27 @@ from vmp.share import share_folder
 
 logger = logging.getLogger(__name__)
 
+BASE = "_BASE_"  # fvcore's key for the files that a file builds on
+TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+SHOWN = 60  # characters of what should have been a mapping
+
 
 class _Recipe(CfgNode):  # type: ignore[misc]
-    """Takes `configs/...` from where vmp has its recipes, if it is not where the path says."""
+    """Takes `configs/...` from where vmp has its recipes, if it is not where the path says.
+
+    Both methods are called for each _BASE_ too, of which fvcore has made a path beside the file
+    that names it.
+    """
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> Any:
-        # called for each _BASE_ too, of which fvcore has made a path beside the file that names it
-        return super().load_yaml_with_base(_find(filename), allow_unsafe)
+        return super().load_yaml_with_base(find_recipe(filename), allow_unsafe)
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> IO[str]:
+        file = Path(filename)
+        _check_file(file)
+        return file.open(encoding="utf-8")
 
 
 def load_cfg(path: str | Path | None, opts: Sequence[str] = ()) -> CfgNode:
@@ -36,8 +50,9 @@ def load_cfg(path: str | Path | None, opts: Sequence[str] = ()) -> CfgNode:
         opts: KEY VALUE KEY VALUE ..., keys with dots (`SOLVER.BASE_LR 0.01`).
 
     Raises:
-        ValueError: not a YAML file, an unsafe tag, an unknown key (the nearest known one is
-            named), a value of a wrong type, or values that do not go together.
+        ValueError: not a YAML file, an unsafe tag, a key given twice in one file, an unknown key
+            (the nearest known one is named), a value of a wrong type, or values that do not go
+            together.
     """
     cfg = get_cfg()
     if path is not None:
@@ -58,32 +73,121 @@ def _own_folder(path: str | Path | None) -> str:
     return str(Path("runs", absolute.parent.name, absolute.stem))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Any:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a .yaml file in it")
     if path.suffix not in (".yaml", ".yml"):
         raise ValueError(f"{path}: a config is a .yaml file; Python files are never executed")
     try:
         if path.is_absolute():
             path.stat()  # it means what it says: no other recipe will do
-        values = _Recipe.load_yaml_with_base(str(path))
-    except FileNotFoundError as error:
-        missing = error.filename or path
-        raise ValueError(f"{path}: there is no file {missing}; check --cfg and _BASE_") from error
+        return _Recipe.load_yaml_with_base(str(path))
+    except OSError as error:
+        raise ValueError(f"{path}: {_unread(error, path)}") from error
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: not plain YAML ({reason})") from error
-    except (AssertionError, TypeError) as error:  # fvcore: a key against a section, an empty file
+        raise ValueError(f"{path}: {_not_yaml(error)}") from error
+    except AssertionError as error:  # fvcore: a key against a section
         raise ValueError(f"{path}: its _BASE_ can't be merged ({error})") from error
     except RecursionError:
         raise ValueError(f"{path}: its _BASE_ leads back to itself") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: a config is a mapping of keys to values, this is {values!r}")
-    return values
+    except ValueError as error:  # of `_check_file`, or of a value: a 13th month
+        told = str(error)
+        raise ValueError(told if told.startswith(f"{path}:") else f"{path}: {told}") from error
 
 
-def _find(name: str) -> str:
+def _unread(error: OSError, path: Path) -> str:
+    file = error.filename or path
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file {file}; check --cfg and _BASE_"
+    if isinstance(error, IsADirectoryError):
+        return f"its _BASE_ {file} is a folder; name a .yaml file in it"
+    return f"{file} can't be read ({error.strerror})"
+
+
+def _check_file(file: Path) -> None:
+    """Refuse what fvcore takes silently, or ends with words that nobody understands.
+
+    Raises:
+        ValueError: `file` is no text, no YAML, empty, or no mapping; its _BASE_ is no name; a key
+            is there twice.
+        OSError: it can't be read.
+    """
+    try:
+        with file.open(encoding="utf-8") as stream:
+            root = yaml.compose(stream, yaml.SafeLoader)  # nodes; no value is made of them
+    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
+        raise ValueError(f"{file}: not a text file in UTF-8 ({error.reason})") from error
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(f"{file}: {_not_yaml(error)}{_tab_hint(error, file)}") from error
+    if root is None or root.tag.endswith(":null"):
+        raise ValueError(f"{file}: it is empty; a config is a mapping of keys to values")
+    if not isinstance(root, yaml.MappingNode):
+        shown = root.value if isinstance(root, yaml.ScalarNode) else "a list"
+        shown = textwrap.shorten(shown, SHOWN, placeholder=" ...")
+        raise ValueError(f"{file}: a config is a mapping of keys to values, this is {shown!r}")
+    _check_base(root, file)
+    _check_keys(root, file, set())
+
+
+def _not_yaml(error: yaml.YAMLError) -> str:
+    return f"not plain YAML ({' '.join(str(error).split())})"
+
+
+def _tab_hint(error: yaml.MarkedYAMLError, file: Path) -> str:
+    number = error.problem_mark.line if error.problem_mark else 0
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    line = "".join(lines[number : number + 1])  # none, if it is the end that is wrong
+    indent = line[: len(line) - len(line.lstrip())]
+    return "; indent with blanks, not tabs" if "\t" in indent else ""
+
+
+def _check_base(root: yaml.MappingNode, file: Path) -> None:
+    for key, value in root.value:
+        if key.value != BASE:
+            continue
+        names = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        if any(name.tag != TEXT for name in names):
+            raise ValueError(
+                f"{file}: line {key.start_mark.line + 1}: _BASE_ is the name of a .yaml file, or a "
+                "list of names"
+            )
+
+
+def _check_keys(node: yaml.Node, file: Path, done: set[int], prefix: str = "") -> None:
+    """Refuse a key that a mapping has twice, of which YAML would keep the last.
+
+    Args:
+        node: a mapping, or what may hold some.
+        file: it is of.
+        done: ids of nodes that were looked at; an alias may lead back to one.
+        prefix: sections above, each with a dot.
+    """
+    if id(node) in done:
+        return
+    done.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check_keys(item, file, done, prefix)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    first: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
+            if key.value in first:
+                raise ValueError(
+                    f"{file}: line {line}: {prefix}{key.value} is in line {first[key.value]} "
+                    "already; put its values together, or keep one"
+                )
+            first[key.value] = line
+        _check_keys(value, file, done, f"{prefix}{key.value}.")
+
+
+def find_recipe(name: str) -> str:
     """Return `name`, or if there is no such file, the recipe of vmp whose path ends like it.
 
-    That is from `configs/` on: an installed package has them, whatever the current folder.
+    That is from `configs/` on: an installed package has them, whatever the current folder. A
+    warning says which is taken.
     """
     parts = Path(name).parts
     if Path(name).exists() or "configs" not in parts:
