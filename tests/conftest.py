@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+
+from vmp.utils import signals
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,6 +28,13 @@ def _restored_random_state() -> Iterator[None]:
     random.setstate(state)
     np.random.set_state(numpy_state)  # noqa: NPY002
     torch.set_rng_state(torch_state)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_signals() -> None:
+    """Give pytest its signals back: tools/run_net.py, which tests import, takes note of them."""
+    for name in signals.DEFAULT.split(","):
+        signal.signal(signal.Signals[name], signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

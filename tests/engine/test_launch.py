@@ -427,15 +427,10 @@ def test_a_process_that_does_not_end_after_another_failed_is_killed(monkeypatch)
     assert time.monotonic() - began < GENEROUS / 2
 
 
-def wait_for_a_signal():
-    signal.signal(signal.SIGUSR1, signal.SIG_DFL)  # whatever the process forked from does with it
-    signal.pause()
-
-
 @pytest.mark.dist
 def test_a_signal_to_the_first_process_reaches_the_others_when_they_are_ready(monkeypatch):
     monkeypatch.setattr(signals, "stop_requested", lambda: "SIGUSR1")
-    context, board = Processes(wait_for_a_signal, wait_for_a_signal), dist.HashStore()
+    context, board = Processes(signal.pause, signal.pause), dist.HashStore()
     joining = threading.Thread(target=module._join, args=(context, board))
     joining.start()
     board.set("ready/0", "")

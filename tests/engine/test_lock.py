@@ -60,6 +60,21 @@ def test_a_released_folder_can_be_taken_again(tmp_path):
         pass
 
 
+def test_a_folder_that_is_a_file_is_told_with_a_way_out(tmp_path):
+    (tmp_path / "recipe.yaml").touch()
+    with pytest.raises(ValueError, match=r"^OUTPUT_DIR .*recipe\.yaml is a file; name a folder$"):
+        RunLock(tmp_path / "recipe.yaml")
+
+
+def test_a_folder_that_cannot_be_made_or_written_is_told_with_the_reason(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "taken" / NAME).mkdir(parents=True)
+    for folder, reason in (("file/below", "Not a directory"), ("taken", "Is a directory")):
+        told = rf"OUTPUT_DIR .*{folder} can't be made or written \({reason}\); name another folder"
+        with pytest.raises(ValueError, match=told):
+            RunLock(tmp_path / folder)
+
+
 def test_a_file_system_without_locks_is_told_with_a_way_out(tmp_path, monkeypatch):
     def no_locks(file, how):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -177,6 +177,23 @@ def test_an_unreadable_test_video_is_reported_and_never_replaced(make_cfg, motio
     assert np.sum(results["confusion_matrix"]) == 15
 
 
+def test_a_board_that_cannot_be_opened_ends_no_run_and_comes_after_what_was_found(
+    make_cfg, motionshapes, tmp_path
+):
+    copy_with_a_broken_video(motionshapes, tmp_path / "data", "test")
+    cfg = make_cfg(SOLVER__MAX_EPOCH=1, DATA__PATH_TO_DATA_DIR=tmp_path / "data", TENSORBOARD=True)
+    out = Path(cfg.OUTPUT_DIR)
+    out.mkdir()
+    (out / "tensorboard").touch()
+    engine.run(cfg)
+    assert results_of(cfg)["counts"]["evaluated_videos"] == 15
+    log = (out / "log.txt").read_text()
+    unopened = "TensorBoard gets no more of this run"
+    assert log.count(unopened) == 2  # of the training, of the test
+    wrote = log.index(f"wrote {out / 'test_results.json'}")
+    assert log.rindex("not evaluated: ") < wrote < log.rindex(unopened)
+
+
 def test_an_unreadable_training_video_is_replaced_counted_and_logged(
     make_cfg, motionshapes, tmp_path, caplog
 ):
@@ -291,6 +308,17 @@ def test_channels_last_is_another_layout_of_the_same_numbers(make_cfg):
     # the first update sees the same weights; after it, rounding may grow
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
     assert losses[0] == pytest.approx(losses[1], rel=5e-2)
+
+
+@pytest.mark.parametrize("kind", ["a file", "below a file"])
+def test_an_output_folder_that_cannot_be_is_refused_in_words(make_cfg, tmp_path, kind):
+    (tmp_path / "recipe.yaml").touch()
+    out, told = {
+        "a file": ("recipe.yaml", "is a file; name a folder"),
+        "below a file": ("recipe.yaml/x", r"can't be made or written \(.*\); name another folder"),
+    }[kind]
+    with pytest.raises(ValueError, match=f"^OUTPUT_DIR .*{told}$"):
+        engine.run(make_cfg(out=out))
 
 
 def test_a_test_without_a_checkpoint_says_what_to_do(make_cfg):

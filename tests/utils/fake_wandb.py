@@ -1,6 +1,7 @@
 """What stands for the package wandb, and keeps what it is given."""
 
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from vmp.utils import boards
@@ -33,7 +34,7 @@ def install_fake_wandb(monkeypatch):
     module.init, module.Settings, module.Image = init, dict, lambda picture: ("image", picture)
     module.teardown, module.login = lambda: None, lambda **options: True
     monkeypatch.setitem(sys.modules, "wandb", module)
-    monkeypatch.setattr(boards, "find_spec", lambda name: module)
+    monkeypatch.setattr(boards, "find_spec", lambda name: ModuleSpec(name, None, origin="here"))
     for name in ("WANDB_NAME", "WANDB_RUN_ID", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     return module

@@ -1,7 +1,10 @@
 """Numbers and pictures on boards, and that no board can hold up or end a run."""
 
+import contextlib
+import sys
 import threading
 import time
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -10,7 +13,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.utils.fake_wandb import install_fake_wandb
 from vmp.utils import boards
-from vmp.utils.boards import Boards, WeightsAndBiases, check_wandb, open_boards
+from vmp.utils.boards import SENDER, Boards, WeightsAndBiases, check_wandb, open_boards
+from vmp.utils.signals import Interrupted
 
 
 class Kept:
@@ -75,6 +79,39 @@ def test_tensorboard_has_hyper_parameters_and_metrics_in_one_folder(tmp_path):
     assert found["DATA.STD"].string_value == "[1, 2]"
 
 
+def fail(*args, **kwargs):
+    raise RuntimeError("no events today")
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"), [("a file", "File exists"), ("the writer", "no events today")]
+)
+def test_a_tensorboard_that_cannot_be_opened_is_told_and_left_out(
+    wandb, tmp_path, caplog, monkeypatch, broken, told
+):
+    if broken == "a file":
+        (tmp_path / "tensorboard").touch()
+    else:
+        monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", fail)
+    shown = open_boards(tmp_path, tensorboard=True, wandb="motion")
+    shown.write("train", 4, {"loss": 2.0})
+    shown.close()
+    assert caplog.text.count("TensorBoard gets no more of this run: ") == 1
+    assert told in caplog.text
+    assert wandb.runs[0].logged == [{"train/loss": 2.0, "step": 4}]
+
+
+def test_wandb_whose_id_cannot_be_kept_is_told_and_left_out(wandb, tmp_path, caplog):
+    (tmp_path / "wandb_id.txt").mkdir()
+    shown = open_boards(tmp_path, tensorboard=True, wandb="motion")
+    shown.write("train", 4, {"loss": 2.0})
+    shown.close()
+    assert "Weights & Biases gets no more of this run: " in caplog.text
+    assert not wandb.runs
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Scalars("train/loss")[0].step == 4
+
+
 @pytest.fixture
 def wandb(monkeypatch):
     return install_fake_wandb(monkeypatch)
@@ -114,6 +151,21 @@ def test_a_run_that_an_error_ends_is_shown_as_failed(wandb, tmp_path):
     assert wandb.runs[0].ended == 1
 
 
+def test_a_run_that_was_asked_to_stop_is_not_shown_as_failed(wandb, tmp_path):
+    with (
+        contextlib.suppress(Interrupted),
+        contextlib.closing(WeightsAndBiases(tmp_path, "motion", {})),
+    ):
+        raise Interrupted
+    assert wandb.runs[0].ended == 0
+
+
+def wait_for_the_sender():
+    for thread in threading.enumerate():
+        if thread.name == SENDER:
+            thread.join(30)
+
+
 def test_without_a_network_it_is_kept_for_later(wandb, tmp_path, caplog):
     def refuse(facts):
         if facts.get("mode") != "offline":
@@ -140,6 +192,24 @@ def test_a_network_that_never_answers_holds_up_nothing(wandb, tmp_path, caplog):
     assert time.monotonic() - began < 5
     assert "not all was sent" in caplog.text
     answer.set()
+    wait_for_the_sender()
+
+
+def test_a_second_run_is_not_begun_while_the_first_is_still_sent(wandb, tmp_path, caplog):
+    answer = threading.Event()
+    wandb.refuse = lambda facts: answer.wait(30)
+    training = WeightsAndBiases(tmp_path, "motion", {}, finish_seconds=0.1)
+    Boards({"Weights & Biases": training}).close()
+    caplog.clear()
+    for_test = open_boards(tmp_path, tensorboard=False, wandb="motion")
+    answer.set()
+    for_test.write("test", 1, {"top1": 50.0})
+    for_test.close()
+    wait_for_the_sender()
+    assert len(wandb.runs) == 1
+    assert caplog.text.count("Weights & Biases gets no more of this run: what came before") == 1
+    WeightsAndBiases(tmp_path, "motion", {}).close()
+    assert len(wandb.runs) == 2
 
 
 def test_what_is_missing_is_told_in_a_line_before(wandb, monkeypatch):
@@ -157,6 +227,15 @@ def test_what_is_missing_is_told_in_a_line_before(wandb, monkeypatch):
     told = check_wandb("motion")
     assert "pip install 'vmp[wandb]'" in told
     assert "\n" not in told
+
+
+def test_a_plain_folder_of_its_name_is_not_the_package(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert find_spec("wandb") is not None
+    assert "pip install 'vmp[wandb]'" in check_wandb("motion")
 
 
 def test_the_package_itself_keeps_a_run_that_is_offline(tmp_path, monkeypatch):

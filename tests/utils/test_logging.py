@@ -3,10 +3,13 @@
 import contextlib
 import json
 import logging
+import os
 import resource
+import threading
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tqdm import tqdm
 
 from vmp.utils.logging import RunLog, readable, setup_logging
 
@@ -24,6 +27,15 @@ def test_a_record_is_one_json_line_and_its_numbers_are_scalars(tmp_path):
     events.Reload()
     assert set(events.Tags()["scalars"]) == {"train/loss", "train/prompt/0/m"}
     assert events.Scalars("train/prompt/0/m")[0].value == 0.25
+
+
+def test_without_a_board_that_opens_the_records_are_still_written(tmp_path, caplog):
+    (tmp_path / "tensorboard").touch()
+    log = RunLog(tmp_path, enabled=True, tensorboard=True)
+    log.write("train", 1, {"loss": 1.0})
+    log.close()
+    assert json.loads((tmp_path / "log.jsonl").read_text())["step"] == 1
+    assert caplog.text.count("TensorBoard gets no more of this run") == 1
 
 
 def test_other_ranks_write_nothing(tmp_path):
@@ -104,6 +116,34 @@ def test_a_full_disk_does_not_make_every_line_a_traceback(tmp_path, capsys):
         for _ in range(3):
             logging.getLogger("vmp.somewhere").debug("into the file alone")
     assert capsys.readouterr().err.count("log.txt can't be written") == 1
+
+
+@pytest.mark.usefixtures("_reset")
+def test_a_process_that_dies_over_a_line_does_not_hold_up_the_others(tmp_path):
+    setup_logging(tmp_path)
+    logging.getLogger("vmp").warning("one before, as what is shared is made by the first")
+    child = os.fork()
+    if not child:
+        with tqdm.external_write_mode():
+            os._exit(0)
+    os.waitpid(child, 0)
+    line = threading.Thread(target=logging.getLogger("vmp").warning, args=("on",), daemon=True)
+    line.start()
+    line.join(10)
+    assert not line.is_alive()
+
+
+@pytest.mark.usefixtures("_reset")
+def test_a_log_that_cannot_be_written_is_told_and_leaves_the_old_one(tmp_path):
+    setup_logging(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file; name a folder"):
+        setup_logging(tmp_path / "file")
+    (tmp_path / "log.rank1.txt").mkdir()
+    with pytest.raises(ValueError, match=r"can't be made or written \(Is a directory\)"):
+        setup_logging(tmp_path, rank=1)
+    logging.getLogger("vmp.somewhere").info("still here")
+    assert "still here" in (tmp_path / "log.txt").read_text()
 
 
 @pytest.mark.usefixtures("_reset")

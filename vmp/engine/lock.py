@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
+from vmp.utils.output_dir import open_output_dir
+
 NAME = "run.lock"
 
 
@@ -23,22 +25,22 @@ class RunLock:
             take a while to notice a dead machine).
 
     Raises:
-        ValueError: another process holds it; who, and where, is named. Or there are no locks.
+        ValueError: another process holds it; who, and where, is named. Or there are no locks, or
+            `folder` can't be made or written.
     """
 
     def __init__(self, folder: str | Path, *, patience: float = 5.0) -> None:
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / NAME
-        self._file: TextIO | None = self._path.open("a+", encoding="utf-8")
-        deadline = time.monotonic() + patience
-        while not self._take():
-            if time.monotonic() >= deadline:
-                self._refuse()
-            time.sleep(0.2)
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
+        with open_output_dir(folder) as made:
+            self._path = made / NAME
+            self._file: TextIO | None = self._path.open("a+", encoding="utf-8")
+            deadline = time.monotonic() + patience
+            while not self._take():
+                if time.monotonic() >= deadline:
+                    self._refuse()
+                time.sleep(0.2)
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            self._file.flush()
 
     def _take(self) -> bool:
         assert self._file is not None

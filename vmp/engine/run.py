@@ -34,13 +34,14 @@ def run(cfg: CfgNode, watch: Watch | None = None, chart: Chart | None = None) ->
 
     Raises:
         Interrupted: a signal asked to stop; all is saved, and the same run goes on from there.
-        ValueError: another run is alive in OUTPUT_DIR, or as `train` and `test`.
+        ValueError: another run is alive in OUTPUT_DIR, or that can't be made or written, or as
+            `train` and `test`.
     """
     lock = lock_folder(cfg.OUTPUT_DIR)
-    setup_logging(cfg.OUTPUT_DIR, rank=get_rank())
-    logger.info("%d process(es), %s", get_world_size(), describe_machine())
-    versions = {"vmp": vmp.__version__, "torch": torch.__version__}
     try:
+        setup_logging(cfg.OUTPUT_DIR, rank=get_rank())
+        logger.info("%d process(es), %s", get_world_size(), describe_machine())
+        versions = {"vmp": vmp.__version__, "torch": torch.__version__}
         check_agreement(shared_config(cfg.dump()) | versions)
         if cfg.TRAIN.ENABLE:
             train(cfg, watch, chart)

@@ -84,6 +84,8 @@ def test(cfg: CfgNode, chart: Chart | None = None) -> None:  # noqa: PT028  (no 
         counts["videos"],
     )
     log_dimming(dimming)
+    _log_failures(results["not_evaluated"])
+    logger.info("wrote %s", Path(cfg.OUTPUT_DIR) / "test_results.json")
     boards = open_boards(
         cfg.OUTPUT_DIR,
         tensorboard=cfg.TENSORBOARD,
@@ -93,8 +95,6 @@ def test(cfg: CfgNode, chart: Chart | None = None) -> None:  # noqa: PT028  (no 
     )
     with contextlib.closing(boards):
         _show(boards, results, loader.class_names, chart)
-    _log_failures(results["not_evaluated"])
-    logger.info("wrote %s", Path(cfg.OUTPUT_DIR) / "test_results.json")
 
 
 def _show(

@@ -17,11 +17,13 @@ from typing import Any, Protocol
 
 from vmp.utils.files import write_text
 from vmp.utils.mappings import flatten
+from vmp.utils.signals import Interrupted
 
 logger = logging.getLogger(__name__)
 
 WANDB_ID = "wandb_id.txt"
 FINISH_SECONDS = 15.0  # for uploads at the end; without a network they would never end
+SENDER = "vmp-wandb"  # name of the thread that sends
 
 
 class Board(Protocol):
@@ -78,9 +80,14 @@ class Boards:
             try:
                 show(board)
             except Exception as error:
-                logger.warning("%s gets no more of this run: %s", name, error)
-                logger.debug("its error", exc_info=True)
+                _give_up(name, error)
                 del self._boards[name]
+
+
+def _give_up(name: str, error: Exception) -> None:
+    """Say, while `error` is handled, that a board gets no more."""
+    logger.warning("%s gets no more of this run: %s", name, error)
+    logger.debug("its error", exc_info=True)
 
 
 def open_boards(
@@ -92,7 +99,7 @@ def open_boards(
     hparams: Mapping[str, Any] | None = None,
     purge_step: int | None = None,
 ) -> Boards:
-    """Return the boards that are asked for; for rank 0 alone.
+    """Return the boards that are asked for; for rank 0 alone. One that can't be opened is left out.
 
     Args:
         folder: of the run.
@@ -102,11 +109,18 @@ def open_boards(
         hparams: {name: value} for TensorBoard's table of hyper-parameters.
         purge_step: what TensorBoard has of this step and later is to be forgotten.
     """
-    boards: dict[str, Board] = {}
+    wanted: dict[str, Callable[[], Board]] = {}
     if tensorboard:
-        boards["TensorBoard"] = TensorBoard(Path(folder, "tensorboard"), hparams or {}, purge_step)
+        events = Path(folder, "tensorboard")
+        wanted["TensorBoard"] = lambda: TensorBoard(events, hparams or {}, purge_step)
     if wandb:
-        boards["Weights & Biases"] = WeightsAndBiases(folder, wandb, config or {})
+        wanted["Weights & Biases"] = lambda: WeightsAndBiases(folder, wandb, config or {})
+    boards: dict[str, Board] = {}
+    for name, make in wanted.items():
+        try:
+            boards[name] = make()
+        except Exception as error:
+            _give_up(name, error)
     return Boards(boards)
 
 
@@ -167,6 +181,11 @@ class WeightsAndBiases:
         project: where it is shown.
         config: of the run, nested or flat.
         finish_seconds: how long `close` waits for the rest to be sent.
+
+    Raises:
+        ConnectionError: this process still sends what came before, as the training when its test
+            is done; `wandb` has one run a process.
+        OSError: the id can't be kept.
     """
 
     def __init__(
@@ -176,12 +195,14 @@ class WeightsAndBiases:
         config: Mapping[str, Any],
         finish_seconds: float = FINISH_SECONDS,
     ) -> None:
+        if any(thread.name == SENDER for thread in threading.enumerate()):
+            raise ConnectionError("what came before is still being sent")
         self._folder, self._finish_seconds = Path(folder), finish_seconds
         self._error = ""
         self._failed = False
         self._queue: queue.SimpleQueue[Callable[[Any], object] | None] = queue.SimpleQueue()
         facts = {"project": project, "config": dict(config), "id": _wandb_id(self._folder)}
-        self._thread = threading.Thread(target=self._work, args=(facts,), daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(facts,), name=SENDER, daemon=True)
         self._thread.start()
 
     def _work(self, facts: dict[str, Any]) -> None:
@@ -237,8 +258,12 @@ class WeightsAndBiases:
         self._put(show)
 
     def close(self) -> None:
-        """Send the rest, as far as that goes in `finish_seconds`; in an error's wake as failed."""
-        self._failed = sys.exc_info()[0] is not None
+        """Send the rest, as far as that goes in `finish_seconds`; in an error's wake as failed.
+
+        A run that was asked to stop has not failed: it goes on when it is started again.
+        """
+        error = sys.exc_info()[1]
+        self._failed = error is not None and not isinstance(error, Interrupted)
         self._queue.put(None)
         self._thread.join(self._finish_seconds)
         if self._thread.is_alive():
@@ -266,7 +291,8 @@ def check_wandb(project: str) -> str:
     """
     if not project:
         return ""
-    if find_spec("wandb") is None:
+    spec = find_spec("wandb")
+    if spec is None or spec.origin is None:  # none: a plain folder of that name, as a run's own
         return (
             f"WANDB.PROJECT is {project!r}, which needs the extra wandb: pip install 'vmp[wandb]', "
             "or set WANDB.PROJECT ''"

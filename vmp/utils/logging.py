@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import sys
+import threading
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from tqdm import tqdm
 
 from vmp.utils.boards import Boards, numbers, open_boards
 from vmp.utils.files import write_text
+from vmp.utils.output_dir import open_output_dir
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "%(asctime)s %(levelname).1s %(message)s"
+# tqdm's own is shared with forked processes: one that is killed holding it has all others wait
+_BARS = threading.RLock()
 
 
 def setup_logging(output_dir: str | Path, *, rank: int = 0) -> None:
@@ -24,9 +28,13 @@ def setup_logging(output_dir: str | Path, *, rank: int = 0) -> None:
 
     The file also has what is only for finding faults, tracebacks above all. Ranks other than 0
     write log.rank<r>.txt. Calling it again replaces what was set up before.
+
+    Raises:
+        ValueError: OUTPUT_DIR, or the file, can't be made or written.
     """
-    folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    with open_output_dir(output_dir) as folder:
+        file = _FileHandler(folder / ("log.txt" if rank == 0 else f"log.rank{rank}.txt"))
+    tqdm.set_lock(_BARS)
     root = logging.getLogger("vmp")
     for handler in list(root.handlers):
         root.removeHandler(handler)
@@ -35,7 +43,6 @@ def setup_logging(output_dir: str | Path, *, rank: int = 0) -> None:
     root.propagate = False
     terminal = _TerminalHandler(sys.stderr)
     terminal.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    file = _FileHandler(folder / ("log.txt" if rank == 0 else f"log.rank{rank}.txt"))
     for handler in (terminal, file):
         handler.setFormatter(logging.Formatter(FORMAT, datefmt="%H:%M:%S"))
         root.addHandler(handler)
