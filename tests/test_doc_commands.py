@@ -178,7 +178,7 @@ NOT_RUN = {
     "python tools/extract_features.py --checkpoint x3d_m.pyth": WEIGHTS,
     "python tools/extract_features.py --checkpoint RUN": "a run that its reader names",
     "python tools/reproduce.py table1 --run": GPU,
-    "python tools/reproduce.py scratch": "hours; a small one: tests/tools/test_reproduce_scratch.py",
+    "python tools/reproduce.py scratch": "hours; small: tests/tools/test_reproduce_scratch.py",
     "python tools/reproduce.py table1 --collect": "finished runs: tests/tools",
     "python tools/bench.py": f"{MINUTES}: tests/tools/test_bench.py",
 }
