@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vmp.config import get_cfg
+from vmp.config.load import part_words
 from vmp.utils.cli import run_cli
 from vmp.utils.files import make_folder_of
 
@@ -68,17 +68,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--pathway", type=int, metavar="N", help=about)
     add("--seconds", type=float, metavar="N", help="stop a camera or pipe after so many")
     args = parser.parse_intermixed_args(argv)
-    args.videos, args.opts = split_words(args.words)
+    args.videos, args.opts = part_words(args.words)
     return args
-
-
-def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part videos from the overrides after them, which begin with the name of a config section."""
-    known = get_cfg()
-    for place, word in enumerate(words):
-        if word.partition(".")[0] in known and not os.path.exists(word):
-            return list(words[:place]), list(words[place:])
-    return list(words), []
 
 
 def list_jobs(args: argparse.Namespace) -> list[Job]:

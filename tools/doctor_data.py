@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import os
 import sys
 import textwrap
 import time
@@ -28,6 +27,7 @@ from vmp.data.audit import (
     UNUSABLE,
     Clip,
     Split,
+    build_clip,
     judge_split,
     quarantine_lines,
     spread,
@@ -38,6 +38,7 @@ from vmp.data.examine import Examine, Job, Journal, examine, examine_all, plan_j
 from vmp.data.records import SPLITS
 from vmp.data.release import official_count
 from vmp.utils.files import write_text
+from vmp.utils.processes import cores
 
 JOURNAL, REPORT, SUMMARY = "videos.jsonl", "report.txt", "report.json"
 QUARANTINE, PICTURE = "quarantine.tsv", "report.png"
@@ -63,16 +64,6 @@ POLICIES = {
 
 
 # --------------------------------------------------------------------------- from cfg
-def build_clip(cfg: CfgNode) -> Clip:
-    """Return what the loader cuts out of a record."""
-    return Clip(
-        num_frames=cfg.DATA.NUM_FRAMES + (1 if cfg.PROMPT.ENABLE else 0),
-        rate=cfg.DATA.SAMPLING_RATE,
-        target_fps=cfg.DATA.TARGET_FPS,
-        policy=cfg.DATA.SHORT_CLIP,
-    )
-
-
 def build_names(cfg: CfgNode) -> tuple[tuple[str, ...], str]:
     """Return the names of the model's classes, and what is wrong with them, "" if nothing is."""
     try:
@@ -214,13 +205,6 @@ def write(path: Path, text: str) -> None:
 
 
 # --------------------------------------------------------------------------- the speed
-def cores() -> int:
-    """Return the number of cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 class Timing(NamedTuple):
     """How long clips took.
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from export import ONNX
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -100,7 +101,7 @@ def export(args: argparse.Namespace) -> None:
     wanted = [run_program(program, clip) for clip in clips]  # by the kernels that a test takes
     facts = json.dumps(build_facts(cfg, trained, shape, args.variation))
     exported = trace(program, shape)
-    if args.out.suffix == ".onnx":
+    if args.out.suffix == ONNX:
         data = onnx_bytes(exported, facts, shape, args.opset)
         run, name = onnx_runner(data)
     else:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmp.config import get_cfg
+from vmp.config.load import part_words
 from vmp.utils.cli import run_cli
 
 SPLITS = ("train", "test")
@@ -53,15 +53,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.videos, args.opts = part_words(args.words)
     _check(parser, args)
     return args
-
-
-def part_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the videos and the overrides: these begin with the first key of a config."""
-    sections = set(get_cfg())
-    for number, word in enumerate(words):
-        if word.partition(".")[0] in sections and not Path(word).exists():
-            return list(words[:number]), list(words[number:])
-    return list(words), []
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

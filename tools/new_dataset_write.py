@@ -20,6 +20,7 @@ from vmp.data.decode import VideoReader
 from vmp.data.examine import Job, VideoFacts, examine, examine_all
 from vmp.data.release import FRAME_INDEX_FOLDER
 from vmp.utils.files import write_text
+from vmp.utils.processes import cores
 
 Facts = Mapping[str, VideoFacts]
 NAMED = 5  # videos in a line of the report
@@ -106,13 +107,6 @@ def look_at(videos: Sequence[Video], out: Path, workers: int | None) -> dict[str
     silent = not sys.stderr.isatty()
     bar = tqdm(examine_all(jobs, look, count), total=len(jobs), unit=" videos", disable=silent)
     return {facts.path: facts for facts in bar}
-
-
-def cores() -> int:
-    """Return the number of cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # --------------------------------------------------------------------------- files

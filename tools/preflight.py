@@ -31,7 +31,6 @@ from preflight_look import (
     build_start_report,
     build_test_records,
     build_test_view,
-    cores,
     count_excluded,
     count_leaks,
     gathered_warnings,
@@ -46,7 +45,7 @@ from vmp.config import load_cfg
 from vmp.config.check import count_processes
 from vmp.config.load import find_recipe
 from vmp.data import VideoRecord
-from vmp.data.audit import Clip
+from vmp.data.audit import build_clip
 from vmp.data.build import build_class_names, build_records
 from vmp.engine.build import build_learner
 from vmp.engine.provenance import describe_prompts
@@ -54,6 +53,7 @@ from vmp.models import VideoModel, model_cost
 from vmp.models.freeze import describe_freezing
 from vmp.solver import build_schedule
 from vmp.utils.boards import check_wandb
+from vmp.utils.processes import cores
 
 BARS = "▁▂▃▄▅▆▇█"
 COLUMNS = 50  # of the learning rate's picture
@@ -313,16 +313,6 @@ def build_lines(cfg: CfgNode, trial: Trial, seen: Seen, resumed: str) -> Lines:
 
 def _together(topic: str, texts: Sequence[str]) -> Lines:
     return [(topic if number == 0 else "", text) for number, text in enumerate(texts)]
-
-
-def build_clip(cfg: CfgNode) -> Clip:
-    """Return what the loader cuts out of a record."""
-    return Clip(
-        num_frames=cfg.DATA.NUM_FRAMES + (1 if cfg.PROMPT.ENABLE else 0),
-        rate=cfg.DATA.SAMPLING_RATE,
-        target_fps=cfg.DATA.TARGET_FPS,
-        policy=cfg.DATA.SHORT_CLIP,
-    )
 
 
 # ---------------------------------------------------------------- telling

@@ -323,13 +323,6 @@ def learns_batch_norms(model: nn.Module) -> bool:
     return any(isinstance(module, _NormBase) and module.training for module in model.modules())
 
 
-def cores() -> int:
-    """Return the number of cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def multiplies_bfloat16() -> bool:
     """Say whether this CPU multiplies in bfloat16."""
     try:

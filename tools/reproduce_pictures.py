@@ -1,19 +1,18 @@
 """Pictures of the study from scratch: how the runs trained, and what their start has decided."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
-from reproduce_cells import DATA_SETS
+from reproduce_cells import DATA_SETS, Cell, Setting
 from reproduce_scratch import Group
 from reproduce_summary import RunSummary
+from summary_plot import draw_line
 
 from vmp.visualization.style import DASHES, PALETTE, new_figure, save_figure
 
 SIGMOIDS = ("lambda-0", "lambda-2.5", "start-open")
-GRID = 60  # points in an epoch range, to which the curves of the seeds are brought
 
 
 def draw_pictures(summaries: Sequence[RunSummary], folder: Path) -> list[Path]:
@@ -49,7 +48,8 @@ def draw_curves(summaries: Sequence[RunSummary]) -> Figure:
         axes = figure.add_subplot(rows, columns, place)
         runs = [each for each in summaries if group_of(each) == group]
         for look, (name, curves) in zip(_looks(), _by_name(runs).items(), strict=False):
-            _draw_mean(axes, curves, label=name, **look)
+            points = [list(zip(each.curve.epoch, each.curve.loss, strict=True)) for each in curves]
+            draw_line(axes, points, label=name, **look)
         axes.set(title=title_of(group), xlabel="epoch", ylabel="training loss")
         axes.grid(alpha=0.25)
         axes.legend(fontsize=7, loc="lower left")
@@ -71,15 +71,6 @@ def _by_name(runs: Sequence[RunSummary]) -> dict[str, list[RunSummary]]:
         name = " ".join(filter(None, (pathways, each.cell.setting.name))) or "baseline"
         named.setdefault(name, []).append(each)
     return named
-
-
-def _draw_mean(axes: Any, runs: Sequence[RunSummary], **look: Any) -> None:
-    end = min(run.curve.epoch[-1] for run in runs)
-    begin = max(run.curve.epoch[0] for run in runs)
-    epochs = np.linspace(begin, end, GRID)
-    values = np.stack([np.interp(epochs, run.curve.epoch, run.curve.loss) for run in runs])
-    axes.plot(epochs, values.mean(0), lw=1.5, **look)
-    axes.fill_between(epochs, values.min(0), values.max(0), color=look["color"], alpha=0.1, lw=0)
 
 
 def draw_starts(summaries: Sequence[RunSummary]) -> Figure:
@@ -114,6 +105,6 @@ def draw_starts(summaries: Sequence[RunSummary]) -> Figure:
     return figure
 
 
-def _gain(summary: RunSummary, group: Group, top1: Any) -> float | None:
-    plain = summary.cell._replace(recipe=group.baseline, setting=type(summary.cell.setting)())
+def _gain(summary: RunSummary, group: Group, top1: Mapping[Cell, float]) -> float | None:
+    plain = summary.cell._replace(recipe=group.baseline, setting=Setting())
     return top1[summary.cell] - top1[plain] if plain in top1 else None

@@ -83,7 +83,7 @@ def _compare(
             setting,
             summarize(values) if values else None,
             None if by_seed is baseline else gain(by_seed, baseline),
-            None if by_seed in (baseline, identity) else gain(by_seed, identity),
+            None if by_seed is baseline or by_seed is identity else gain(by_seed, identity),
             {seed: result.prompts for seed, result in sorted(by_seed.items())},
         )
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from reproduce_cells import Cell, Places, Setting
 from reproduce_collect import Result, Results
+from summary_read import read_records
 
 from vmp.utils.files import write_text
 
@@ -57,8 +58,7 @@ def read_log(path: Path) -> tuple[Curve, dict[str, str]]:
 
     Of records of one step the last counts: a run that was stopped has logged some twice.
     """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    records = [json.loads(line) for line in lines]
+    records = list(read_records(path))
     starts = [record for record in records if record["kind"] == "start"]
     steps = {record["step"]: record for record in records if record["kind"] == "train"}
     points = thin([steps[step] for step in sorted(steps)])

@@ -92,14 +92,13 @@ def scratch_settings(summaries: Sequence[RunSummary]) -> str:
     """Return what the settings of the study from scratch are, and how to run one."""
     cells = list_cells("scratch", datasets=list(SCRATCH_SETS))
     settings = dict.fromkeys(cell.setting for cell in cells)
-    rows = [[setting_name(each), f"`{sets(each)}`", SETTINGS[each.name]] for each in settings]
-    rows = [[name, key.replace("``", ""), about] for name, key, about in rows]
+    rows = [[setting_name(each), sets(each), SETTINGS[each.name]] for each in settings]
     return markdown(["setting", "KEY VALUE", "what it is"], rows)
 
 
 def sets(setting: Setting) -> str:
-    """Return the KEY VALUE pairs of a setting as they are typed."""
-    return " ".join(setting.opts)
+    """Return the KEY VALUE pairs of a setting as they are typed, "" if there are none."""
+    return f"`{' '.join(setting.opts)}`" if setting.opts else ""
 
 
 def _results(summaries: Sequence[RunSummary]) -> Results:

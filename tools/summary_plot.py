@@ -55,7 +55,7 @@ def draw(lines: Sequence[Line], metric: str) -> Figure:
         for number, take in enumerate(curves.values()):
             for line, colour in zip(lines, colours, strict=True):
                 found = [points for run in line.runs if (points := take(run))]
-                _draw_line(place, found, color=colour, ls=DASHES[number % len(DASHES)])
+                draw_line(place, found, color=colour, ls=DASHES[number % len(DASHES)])
         place.set(xlabel="epoch", ylabel=head)
         place.grid(alpha=0.25)
         if len(curves) > 1:
@@ -80,7 +80,7 @@ def _learned(pathway: str, name: str) -> Callable[[Run], Points]:
     return take
 
 
-def _draw_line(axes: Axes, seeds: Sequence[Points], **look: Any) -> None:
+def draw_line(axes: Axes, seeds: Sequence[Points], **look: Any) -> None:
     """Draw the curves of a setting's seeds: the mean where several have a value, and a band."""
     if not seeds:
         return

@@ -132,7 +132,7 @@ def read_run(folder: Path, name: str) -> Run:
     """
     results = _read_results(folder / "test_results.json")
     whole = _read_config(folder / "config.yaml", results)
-    records = list(_records(folder / "log.jsonl"))
+    records = list(read_records(folder / "log.jsonl"))
     train = [each for each in records if each["kind"] == "train" and "loss" in each]
     val = [each for each in records if each["kind"] == "val"]
     kept = [re.search(r"epoch_(\d+)", path.name) for path in list_checkpoints(folder)]
@@ -173,7 +173,7 @@ def _read_config(path: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a log; what a kill has cut off is left out."""
     if not path.is_file():
         return

@@ -10,7 +10,7 @@ import demo_run
 import numpy as np
 import pytest
 import torch
-from demo import main, split_words
+from demo import main, part_words
 
 from tests.conftest import ROOT
 from tests.data.test_stream import FRAMES, Pipe, make_video
@@ -350,8 +350,8 @@ def test_overrides_come_after_the_videos(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "TEST.AVI").touch()
     words = ["TEST.AVI", "IMG.MP4", "TEST.BATCH_SIZE", "2", "NUM_GPUS", "0"]
-    assert split_words(words) == (words[:2], words[2:])
-    assert split_words(["TEST.BATCH_SIZE", "2"]) == ([], ["TEST.BATCH_SIZE", "2"])
+    assert part_words(words) == (words[:2], words[2:])
+    assert part_words(["TEST.BATCH_SIZE", "2"]) == ([], ["TEST.BATCH_SIZE", "2"])
 
 
 WRONG = {

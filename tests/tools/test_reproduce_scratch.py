@@ -155,7 +155,7 @@ def test_of_a_step_that_was_logged_twice_the_last_counts_and_a_long_log_is_thinn
         prompt = {"0": {"m": 0.1, "a": 20.0, "collapsed": False}}
         return json.dumps({"kind": "train", "step": step, **numbers, "prompt": prompt})
 
-    start = json.dumps({"kind": "start", "machine": {"torch": "2.15.0"}})
+    start = json.dumps({"kind": "start", "step": 0, "machine": {"torch": "2.15.0"}})
     lines = [start, *(line(step, 2.0) for step in range(1, 101)), line(100, 1.23456789)]
     (tmp_path / "log.jsonl").write_text("\n".join(lines))
     found, machine = summary.read_log(tmp_path / "log.jsonl")

@@ -3,6 +3,7 @@
 import ast
 import difflib
 import logging
+import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -197,6 +198,18 @@ def find_recipe(name: str) -> str:
         return name
     logger.warning("there is no %s: %s is read", name, ours)
     return str(ours)
+
+
+def part_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the files and the overrides among words of a command line that has files first.
+
+    The overrides begin with the first word that names a key or a section, and no file.
+    """
+    known = get_cfg()
+    for place, word in enumerate(words):
+        if word.partition(".")[0] in known and not os.path.exists(word):
+            return list(words[:place]), list(words[place:])
+    return list(words), []
 
 
 def _parse(opts: Sequence[str]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fvcore.common.config import CfgNode
+
 from vmp.data.examine import Damage, VideoFacts
 from vmp.data.records import VideoRecord
 from vmp.data.sampling import clip_frames, clip_span
@@ -64,6 +66,16 @@ class Clip(NamedTuple):
         """Return how many frames of a video of `fps` a clip reaches over."""
         span = clip_span(self.num_frames, self.rate, fps, self.target_fps)
         return clip_frames(0.0, span, self.num_frames)[-1] + 1
+
+
+def build_clip(cfg: CfgNode) -> Clip:
+    """Return what the loader cuts out of a record."""
+    return Clip(
+        num_frames=cfg.DATA.NUM_FRAMES + (1 if cfg.PROMPT.ENABLE else 0),
+        rate=cfg.DATA.SAMPLING_RATE,
+        target_fps=cfg.DATA.TARGET_FPS,
+        policy=cfg.DATA.SHORT_CLIP,
+    )
 
 
 class Problem(NamedTuple):

@@ -1,6 +1,7 @@
 """Work spread over processes, one job at a time each, that outlives the death of one of them."""
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -11,6 +12,13 @@ from typing import Any, NamedTuple, TypeVar
 
 J = TypeVar("J")
 R = TypeVar("R")
+
+
+def cores() -> int:
+    """Return the number of cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Died(NamedTuple):
