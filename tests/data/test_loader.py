@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -19,8 +20,10 @@ def records(video_folder):
     return [VideoRecord(str(video_folder / f"video {v}.mp4"), v % 3) for v in range(11)]
 
 
-def train_loader(records, *, rank=0, world_size=1, batch_size=4, seed=3, **options):
-    dataset = ClipDataset(
+def train_loader(
+    records, *, make=ClipDataset, rank=0, world_size=1, batch_size=4, seed=3, **options
+):
+    dataset = make(
         records,
         num_views=1,
         pick_frames=RandomClip(3, 2, 0.0, "hold"),
@@ -214,6 +217,33 @@ def test_a_killed_worker_is_an_error_not_a_hang(records):
     # the kill is noticed by itself, or by the connection to the worker
     with pytest.raises((RuntimeError, ConnectionError)):
         list(batches)
+
+
+class DiesAsking(ClipDataset):
+    """Once it has read a clip, its worker is killed while it asks whether to end."""
+
+    def __getitem__(self, key):
+        sys.setprofile(die_asking)
+        return super().__getitem__(key)
+
+
+def die_asking(frame, event, arg):
+    # within the lock of multiprocessing's Event, where there is one
+    locked = event == "c_return" and arg.__qualname__ == "SemLock.__enter__"
+    if locked or (event == "return" and frame.f_code.co_name == "is_set"):
+        while frame and frame.f_code.co_name != "is_set":
+            frame = frame.f_back
+        if frame and frame.f_back.f_code.co_name == "_worker_loop":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_a_worker_killed_while_it_asks_whether_to_end_is_no_hang_either(records, start_method):
+    loader = train_loader(
+        records, make=DiesAsking, batch_size=1, num_workers=1, start_method=start_method
+    )
+    with pytest.raises((RuntimeError, ConnectionError)):
+        list(loader.epoch(0))
 
 
 def test_loading_leaves_the_global_generator_alone(records):

@@ -1,5 +1,6 @@
 import base64
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -391,6 +392,8 @@ def browser(tmp_path_factory):
     """Return a headless Chromium that saves files in `browser.folder`."""
     pytest.importorskip("gradio", reason="the page needs the extra explorer")
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium drives the browser")
+    wait = importlib.import_module("selenium.webdriver.support.wait")
+    redrawn = importlib.import_module("selenium.common").StaleElementReferenceException
     programs = [shutil.which("chromium"), shutil.which("chromedriver")]
     if not all(programs):
         pytest.skip("there is no chromium with its chromedriver")
@@ -407,6 +410,7 @@ def browser(tmp_path_factory):
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(programs[1]))
     driver.folder = folder
+    driver.waiting = wait.WebDriverWait(driver, 120, 0.05, [redrawn])
     yield driver
     driver.quit()
 
@@ -428,14 +432,9 @@ class Page:
         browser.get(address)
         self.until(lambda: browser.execute_script(FILLED))
 
-    def until(self, holds, seconds=120.0):
-        """Return what `holds` gives as soon as that is true."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if found := holds():
-                return found
-            time.sleep(0.05)
-        raise AssertionError(f"not within {seconds} s")
+    def until(self, holds):
+        """Return what `holds` gives as soon as that is true; not while Gradio redraws the page."""
+        return self.browser.waiting.until(lambda _: holds())
 
     def find(self, what):
         return self.browser.find_element("css selector", what)
@@ -454,15 +453,15 @@ class Page:
         return picture_in("base64," + self.find(where).screenshot_as_base64)
 
     def choose(self, name, text):
-        box = self.find(f"#{name} input")
-        box.click()
-        options = "ul[role=listbox] li"
-        self.until(lambda: self.browser.find_elements("css selector", options))
-        for each in self.browser.find_elements("css selector", options):
-            if each.get_attribute("aria-label") == text or each.text.strip("✓ \n") == text:
-                each.click()
-                return
-        raise AssertionError(f"no {text} in {name}")
+        def taken():
+            for each in self.browser.find_elements("css selector", "ul[role=listbox] li"):
+                if text in (each.get_attribute("aria-label"), each.text.strip("✓ \n")):
+                    each.click()
+                    return True
+            return False
+
+        self.find(f"#{name} input").click()
+        self.until(taken)
 
     def saved(self, button):
         """Press a button and return the file that it saves."""

@@ -1,9 +1,11 @@
 """Which clips make a batch, on which rank; and the worker processes that decode them."""
 
 import copy
+import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
+from multiprocessing.context import BaseContext
 from typing import Any, Protocol
 
 import numpy as np
@@ -207,7 +209,7 @@ class ClipLoader:
             prefetch_factor=prefetch_factor if num_workers else None,
             persistent_workers=num_workers > 0,
             worker_init_fn=_start_worker,
-            multiprocessing_context=start_method if num_workers else None,
+            multiprocessing_context=_context(start_method) if num_workers else None,
             # else DataLoader draws from the global generator, which dropout relies on
             generator=torch.Generator(),
         )
@@ -251,6 +253,36 @@ class ClipLoader:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+class _Flag:
+    """A flag that processes share, read and set without a lock.
+
+    Workers ask DataLoader's event whether to end, before each batch. One that is killed while it
+    asks multiprocessing's own Event takes the event's lock with it, and whoever asks next waits for
+    ever: the training, which would tell of the death.
+
+    Args:
+        context: how processes start.
+    """
+
+    def __init__(self, context: BaseContext) -> None:
+        self._value = context.RawValue("b", 0)
+
+    def set(self) -> None:
+        """Set it, for good."""
+        self._value.value = 1
+
+    def is_set(self) -> bool:
+        """Return whether it was set."""
+        return bool(self._value.value)
+
+
+def _context(start_method: str | None) -> BaseContext:
+    """Return a context of `start_method` whose events have no lock."""
+    context = copy.copy(multiprocessing.get_context(start_method))
+    context.Event = partial(_Flag, context)  # type: ignore[assignment, method-assign]
+    return context
 
 
 def _start_worker(worker: int) -> None:
