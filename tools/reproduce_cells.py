@@ -245,6 +245,7 @@ def _scratch(recipe: str) -> Iterator[Setting]:
     if recipe.startswith("SLOWFAST"):
         return
     yield Setting("lambda-2.5", ("PROMPT.PENALTY", "2.5"))
+    yield Setting("lr-10", (*plain, "PROMPT.LR_MULT", "10.0"))
     for name in POWER_NORMS[1:]:
         learned = ("PROMPT.POWER_NORM", name, f"PROMPT.{name.upper()}.LEARNABLE", "True")
         yield Setting(f"{name}-learned", (*plain, *learned))

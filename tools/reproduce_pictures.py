@@ -12,7 +12,7 @@ from summary_plot import draw_line
 
 from vmp.visualization.style import DASHES, PALETTE, new_figure, save_figure
 
-SIGMOIDS = ("lambda-0", "lambda-2.5", "start-open")
+SIGMOIDS = ("lambda-0", "lambda-2.5", "start-open", "lr-10")
 
 
 def draw_pictures(summaries: Sequence[RunSummary], folder: Path) -> list[Path]:
@@ -83,7 +83,7 @@ def draw_starts(summaries: Sequence[RunSummary]) -> Figure:
     figure = new_figure(8, 4.6)
     axes = figure.add_subplot()
     for colour, group in zip(PALETTE * len(groups), groups, strict=False):
-        for mark, setting in zip("o^s", SIGMOIDS, strict=True):
+        for mark, setting in zip("o^sD", SIGMOIDS, strict=True):
             points = [
                 (next(iter(each.result.prompts.values()))["f0"], gain)
                 for each in summaries

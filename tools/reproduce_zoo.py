@@ -24,6 +24,7 @@ SETTINGS = {
     "": "the recipe as it is, without a prompt",
     "lambda-0": "the paper's prompt, m and n drawn at random as in the paper, no penalty",
     "lambda-2.5": "the same with the penalty",
+    "lr-10": "m and n have ten times the learning rate",
     "identity": "attention 1 everywhere: the frames after the first, the same training otherwise",
     "start-open": "m and n start where a still pixel has the attention 0.994",
     "gamma-learned": "Gamma in place of the paper's sigmoid, likewise below",

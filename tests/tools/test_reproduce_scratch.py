@@ -52,9 +52,9 @@ def test_it_runs_every_setting_on_both_data_sets_and_all_their_splits():
         ("UTInteraction", "crossset"),
         ("UTInteraction", "seq"),
     }
-    # X3D: the baseline, identity, lambda 0 and 2.5, the other start, four power normalisations;
+    # X3D: the baseline, identity, lambda 0 and 2.5, another start, a higher rate, four power normalisations;
     # SlowFast: the baseline, slow, fast, and both with three settings
-    assert len(found) == 5 * 3 * (9 + 6)
+    assert len(found) == 5 * 3 * (10 + 6)
     assert len({cell.name for cell in found}) == len(found)
     assert not any("//" in cell.name or cell.name.endswith("split-") for cell in found)
 
@@ -64,6 +64,7 @@ def test_a_prompt_differs_from_lambda_0_in_one_thing():
     for name, keys in (
         ("identity", {"POWER_NORM"}),
         ("lambda-2.5", {"PENALTY"}),
+        ("lr-10", {"LR_MULT"}),
         ("start-open", {"SIGMOID"}),
         ("gamma-learned", {"POWER_NORM", "GAMMA"}),  # learned, which is not its default
     ):
