@@ -52,8 +52,8 @@ def test_it_runs_every_setting_on_both_data_sets_and_all_their_splits():
         ("UTInteraction", "crossset"),
         ("UTInteraction", "seq"),
     }
-    # X3D: the baseline, identity, lambda 0 and 2.5, another start, a higher rate, four power normalisations;
-    # SlowFast: the baseline, slow, fast, and both with three settings
+    # X3D: the baseline, identity, lambda 0 and 2.5, another start, a higher rate, four power
+    # normalisations; SlowFast: the baseline, slow, fast, and both with three settings
     assert len(found) == 5 * 3 * (10 + 6)
     assert len({cell.name for cell in found}) == len(found)
     assert not any("//" in cell.name or cell.name.endswith("split-") for cell in found)
