@@ -135,7 +135,7 @@ def learned_ranges(prompts: Mapping[int, Mapping[str, Mapping[str, float]]]) -> 
     parts = []
     for pathway in _pathways(prompts):
         values = [each[pathway] for each in prompts.values()]
-        shown = {"a": ".1f", "b": ".2f", "value": ".2g"}
+        shown = {"a": ".1f", "b": ".2f", "value": ".4g"}
         ranges = [
             f"{name} {min(found):{form}} to {max(found):{form}}"
             for name, form in shown.items()
