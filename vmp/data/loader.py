@@ -280,6 +280,7 @@ class _Flag:
 
 def _context(start_method: str | None) -> BaseContext:
     """Return a context of `start_method` whose events have no lock."""
+    # a copy: Python has one context of a method for all that asks
     context = copy.copy(multiprocessing.get_context(start_method))
     context.Event = partial(_Flag, context)  # type: ignore[assignment, method-assign]
     return context
